@@ -1,0 +1,52 @@
+# `make help` lists the targets. Every target sets up what it needs.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.headrace-ready
+DURATION ?=
+REPORT ?=
+DATASET ?=
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit test-slow format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
+	  awk -F'\t' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+	@echo "  variables: DURATION=seconds REPORT=file.json DATASET=folder PORT=8000 (demo), PYTHON, VENV"
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a minute or two, once)"
+	@# torch first and from its pin: a looser requirement would bring a CUDA build of several gigabytes
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,test]'
+	@touch $@
+
+demo: $(READY) ## the whole system on a recorded stream, live in this terminal
+	@$(BIN)/headrace demo $(if $(DURATION),--duration $(DURATION)) $(if $(REPORT),--report $(REPORT)) \
+	  $(if $(DATASET),--dataset $(DATASET)) --port $(PORT)
+
+test: lint types unit ## lint, type-check and run all tests but the slow ones
+
+lint: $(READY) ## ruff: lint and format check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+
+types: $(READY) ## mypy, strict
+	@$(BIN)/mypy
+
+unit: $(READY) ## pytest, without the slow tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## pytest, the slow tests only
+	@$(BIN)/python -m pytest -m slow
+
+format: $(READY) ## let ruff format and fix
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
+
+clean: ## remove the environment and everything the demo stored
+	@rm -rf $(VENV) .headrace build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

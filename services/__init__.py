@@ -1,0 +1,1 @@
+"""Composes the packages below and faces the user: settings, command line, applications, demo."""

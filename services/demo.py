@@ -1,0 +1,362 @@
+"""The demo: the whole system on one machine, and a recorded stream played against it.
+
+It composes what a user would deploy (broker, Ray, the two applications) and a client of it (the replay). The
+first 60% of the events go in as fast as the pipeline takes them; then the first model is trained, gated and
+served; then the rest follows at a steady rate while windows close and models are fine-tuned, judged and swapped.
+"""
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from services.client import ApiClient, ApiError
+from services.datasets import Dataset, resolve_dataset
+from services.replay import Replay, ReplayKnobs
+from services.report import write_report
+from services.settings import Settings, make_settings
+from services.view import DemoSnapshot, GateVerdict, LiveView, Phase
+
+HISTORY_SHARE = 0.6
+_WINDOW_EVENTS = 4000  # about how many events a window of the steady part holds
+_MODEL_TIMEOUT_S = 600.0
+_READY_TIMEOUT_S = 120.0
+_LIVE_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the command line passes on."""
+
+    dataset: Path | None = None
+    duration_s: float | None = None  # after the first trained model began to serve; None: until Ctrl-C
+    report: Path | None = None
+    rate: float = 200.0  # events/s of the steady part
+    requests_per_s: float = 20.0
+    port: int = 8000
+    data_dir: Path = Path(".headrace/demo")
+    cache_dir: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headrace"
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why and what to do."""
+
+
+def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str, external: bool) -> Settings:
+    """Settings for this dataset on one small machine.
+
+    Windows are cut so that one of the steady part holds some thousands of events; the first training begins
+    when the windows that the history completes are all there.
+    """
+    split = history_rows(dataset)
+    times = dataset.interactions["timestamp_ms"].to_numpy()
+    length_ms = window_length_ms(times, split)
+    window = np.floor_divide(times[:split], length_ms)
+    # every partition has passed the time of an event a little before the split
+    passed = times[max(0, split - 1 - split // 50)] - length_ms // 100
+    closed = np.flatnonzero((window + 1) * length_ms <= passed)
+    users = dataset.interactions["user_id"].take(closed).to_numpy(zero_copy_only=False)
+    targets = len(closed) - len(set(users.tolist()))
+    types = sorted(set(dataset.interactions["event_type"].unique().to_pylist()))
+    topic = f"headrace-demo-{int(time.time())}-" if external else ""
+    known = Settings.model_fields["streaming"].default.event_types
+    values: dict[str, Any] = {
+        "data_dir": options.data_dir,
+        "kafka": {
+            "bootstrap_servers": bootstrap_servers,
+            "events_topic": topic + "events",
+            "items_topic": topic + "items",
+            "dead_letter_topic": topic + "events.dead-letter",
+        },
+        "streaming": {
+            "event_types": [*known, *(kind for kind in types if kind not in known)],
+            "windows": {"length_s": length_ms / 1000, "lateness_s": length_ms / 100_000},
+        },
+        "training": {
+            "min_initial_windows": min(3, max(1, len(np.unique(window[closed])))),
+            "initial_events": int(0.97 * targets),
+        },
+        "serving": {"port": options.port, "admin_open": True, "replicas": {"minimum": 1, "maximum": 1}},
+    }
+    return make_settings(values, "the demo")
+
+
+def history_rows(dataset: Dataset) -> int:
+    """Rows that are played at once, before the first model."""
+    return int(len(dataset) * HISTORY_SHARE)
+
+
+def window_length_ms(times: Any, split: int) -> int:
+    """Window length at which the first part of the steady replay fills windows of `_WINDOW_EVENTS`."""
+    ahead = times[split : split + 5 * _WINDOW_EVENTS]
+    share = min(1.0, _WINDOW_EVENTS / max(1, len(ahead)))
+    return max(1000, int((int(ahead[-1]) - int(ahead[0])) * share) // 1000 * 1000)
+
+
+class Stage:
+    """What the demo is doing now, shared between the thread that does it and the one that draws it."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, Phase] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def phase(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a phase while the block runs; yields what to call with (done, total)."""
+        self._set(label, Phase(label, None, 1.0))
+        started = time.monotonic()
+        yield lambda done, total: self._set(label, Phase(label, done, total))
+        took = time.monotonic() - started
+        self._set(label, Phase(label, 1.0, 1.0, f"{took:.1f} s"))
+
+    def show(self, phase: Phase) -> None:
+        """Show or replace a phase by its label."""
+        self._set(phase.label, phase)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """All phases so far, oldest first."""
+        with self._lock:
+            return tuple(self._phases.values())
+
+    def _set(self, label: str, phase: Phase) -> None:
+        with self._lock:
+            self._phases[label] = phase
+
+
+class Demo:
+    """Runs the demo; use as a context manager, so that everything it started is stopped.
+
+    Args:
+        options: from the command line.
+        view: where it shows itself.
+    """
+
+    def __init__(self, options: DemoOptions, view: LiveView) -> None:
+        self._options, self._view = options, view
+        self._stage = Stage()
+        self._halt = threading.Event()
+        self._cleanup = contextlib.ExitStack()
+        self._started_at = time.monotonic()
+        self._serving_since: float | None = None
+        self._replay: Replay | None = None
+        self._client: ApiClient | None = None
+        self._stats: dict[str, Any] = {}
+        self._models: list[dict[str, Any]] = []
+        self._rates: deque[float] = deque(maxlen=30)
+        self.report: dict[str, Any] | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Demo":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._halt.set()
+        self._cleanup.close()
+
+    def run(self) -> dict[str, Any] | None:
+        """Run until the duration is over or Ctrl-C; returns the report where there is one."""
+        worker = threading.Thread(target=self._work, name="demo", daemon=True)
+        worker.start()
+        try:
+            while worker.is_alive():
+                worker.join(_LIVE_POLL_S)
+                self._poll()
+                self._view.update(self._snapshot())
+        except KeyboardInterrupt:
+            self._view.say("stopping …")
+            self._halt.set()
+        if self._error is not None:
+            raise self._error
+        return self.report
+
+    def _work(self) -> None:
+        try:
+            self._start()
+            self._play()
+        except BaseException as error:  # shown by the thread that owns the terminal
+            if not self._halt.is_set():
+                self._error = error
+
+    def _start(self) -> None:
+        from services.local_ray import start_ray, stop_ray
+
+        options, stage = self._options, self._stage
+        shutil.rmtree(options.data_dir, ignore_errors=True)
+        with stage.phase("dataset"):
+            dataset = resolve_dataset(options.dataset, options.cache_dir, self._view.say)
+        with stage.phase("broker"):
+            external = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+            servers = external or self._embedded_broker()
+            settings = demo_settings(options, dataset, servers, bool(external))
+        with stage.phase("Ray"):
+            self._cleanup.callback(stop_ray)
+            start_ray(options.data_dir)
+        self._check()
+        from services.applications import run
+        from streaming.kafka import ensure_topics, make_producer
+
+        ensure_topics(settings.kafka)
+        producer = make_producer(settings.kafka)
+        self._cleanup.callback(producer.close, timeout=1)
+        client = ApiClient(f"http://127.0.0.1:{options.port}")
+        self._replay = Replay(
+            dataset,
+            producer,
+            client,
+            ReplayKnobs(rate=options.rate, requests_per_s=options.requests_per_s),
+            settings.kafka.events_topic,
+            settings.kafka.items_topic,
+            self._started_at,
+        )
+        with stage.phase("catalogue → Kafka") as advance:
+            self._replay.publish_items(advance)
+        with stage.phase("pipeline and API"):
+            run(settings)
+            self._wait(client.ready, _READY_TIMEOUT_S, "the API to be ready")
+        self._client = client
+
+    def _embedded_broker(self) -> str:
+        from streaming.broker import EmbeddedBroker
+
+        return self._cleanup.enter_context(EmbeddedBroker()).bootstrap_servers
+
+    def _play(self) -> None:
+        replay, options = self._replay, self._options
+        assert replay is not None
+        split = history_rows(replay.dataset)
+        with self._stage.phase("history → Kafka") as advance:
+            replay.publish_events(0, split, advance, self._halt)
+        with self._stage.phase("history applied") as advance:
+            self._wait(lambda: self._applied(advance, split), _MODEL_TIMEOUT_S, "the history to be applied")
+        with self._stage.phase("first model"):
+            replay.wait_for_trained_model(_MODEL_TIMEOUT_S, halt=self._halt)
+        self._serving_since = time.monotonic()
+        replay.start_steady(split)
+        self._wait(self._over, None, "the end")
+        reached = replay.stop_steady()
+        with self._stage.phase("settling") as advance:
+            self.report = replay.settle(30.0, advance)
+        self.report["steady_events"] = reached - split
+        if options.report:
+            write_report(self.report, options.report)
+
+    def _applied(self, advance: Callable[[int, int], None], total: int) -> bool:
+        events = self._stats.get("events") or {}
+        done = sum(events.get(name, 0) for name in ("applied", "duplicates", "dead_lettered"))
+        advance(min(done, total), total)
+        return bool(done >= total)
+
+    def _over(self) -> bool:
+        assert self._replay is not None
+        if self._replay.steady_done():
+            self._stage.show(Phase("the stream has been played to its end", 1.0, 1.0))
+        duration = self._options.duration_s
+        since = self._serving_since
+        return duration is not None and since is not None and time.monotonic() - since >= duration
+
+    def _wait(self, check: Callable[[], bool], timeout_s: float | None, what: str) -> None:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not check():
+            if self._halt.wait(0.1):
+                raise DemoError("stopped")
+            if deadline is not None and time.monotonic() > deadline:
+                raise DemoError(f"waited {timeout_s:.0f} s in vain for {what}; {self._where()}")
+
+    def _check(self) -> None:
+        if self._halt.is_set():
+            raise DemoError("stopped")
+
+    def _where(self) -> str:
+        problems = self._stats.get("problems") or self._stats.get("error") or "no problem is reported"
+        return f"pipeline: {problems}; logs: {self._options.data_dir}/logs"
+
+    def _poll(self) -> None:
+        if self._client is None:
+            return
+        with contextlib.suppress(ApiError):
+            self._stats = self._client.stats()
+            self._models = self._client.models()
+        self._rates.append((self._stats.get("events") or {}).get("rate_per_s", 0.0))
+        learner = self._stats.get("learner") or {}
+        if learner.get("phase"):
+            working = learner["phase"] in {"training", "judging"}
+            detail = learner.get("detail") or ""
+            done = learner.get("progress") if working else 1.0
+            self._stage.show(Phase(f"learner: {learner['phase']}", done, 1.0, detail))
+
+    def _snapshot(self) -> DemoSnapshot:
+        stats, options = self._stats, self._options
+        events, models, model = (stats.get(name) or {} for name in ("events", "models", "model"))
+        base = f"http://127.0.0.1:{options.port}"
+        remaining = None
+        if options.duration_s is not None and self._serving_since is not None:
+            remaining = max(0.0, options.duration_s - (time.monotonic() - self._serving_since))
+        snapshot = DemoSnapshot(
+            elapsed_s=time.monotonic() - self._started_at,
+            remaining_s=remaining,
+            phases=_newest(self._stage.phases()),
+            events_per_s=events.get("rate_per_s"),
+            events_per_s_history=tuple(self._rates),
+            applied=events.get("applied"),
+            duplicates=events.get("duplicates"),
+            dead_lettered=events.get("dead_lettered"),
+            lag=stats.get("lag"),
+            users=stats.get("users"),
+            items=(stats.get("catalog") or {}).get("items"),
+            windows=stats.get("windows"),
+            model_version=model.get("version"),
+            model_age_s=model.get("age_s"),
+            promoted=models.get("promoted", 0),
+            rejected=models.get("rejected", 0),
+            verdicts=tuple(_verdict(entry) for entry in self._models if entry["status"] != "candidate"),
+            urls=(("API", base), ("docs", f"{base}/docs")) if self._client else (),
+        )
+        return self._with_replay(snapshot)
+
+    def _with_replay(self, snapshot: DemoSnapshot) -> DemoSnapshot:
+        if self._replay is None:
+            return snapshot
+        now = self._replay.snapshot()
+        score = now.prequential
+        return replace(
+            snapshot,
+            title=self._replay.dataset.name,
+            produced=now.produced,
+            total=now.total,
+            request_p50_ms=now.request_ms.p50,
+            request_p99_ms=now.request_ms.p99,
+            requests=now.request_ms.count,
+            request_errors=now.errors,
+            freshness_p50_ms=now.freshness.p50,
+            freshness_p99_ms=now.freshness.p99,
+            hit_rate=score.hit_rate,
+            recent_hit_rate=score.recent_hit_rate,
+            popularity_hit_rate=score.popularity_hit_rate,
+            scored=score.requests,
+        )
+
+
+def _newest(phases: tuple[Phase, ...], shown: int = 6) -> tuple[Phase, ...]:
+    return phases[-shown:]
+
+
+def _verdict(entry: dict[str, Any]) -> GateVerdict:
+    numbers = entry.get("eval") or {}
+    candidate, incumbent = numbers.get("candidate") or {}, numbers.get("incumbent") or {}
+    return GateVerdict(
+        version=entry["version"],
+        promoted=entry["status"] == "promoted",
+        reason=entry.get("reason") or "",
+        candidate_ndcg=candidate.get("ndcg@10"),
+        incumbent_ndcg=incumbent.get("ndcg@10"),
+        candidate_attacked_ndcg=candidate.get("attacked_ndcg@10"),
+        incumbent_attacked_ndcg=incumbent.get("attacked_ndcg@10"),
+    )

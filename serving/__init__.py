@@ -1,0 +1,1 @@
+"""A bundle and user state in, ranked items out. Builds on `training`; never imports DeepSpeed."""

@@ -1,0 +1,245 @@
+"""The item catalogue: items as they stand in the compacted topic, and the vectors of their text.
+
+One actor writes it, everybody else on the machine reads it by mmap. The items of a batch and the offset up to
+which the topic was read change in one transaction. Vectors are keyed by a fingerprint of text and encoder,
+so an item whose text did not change is never encoded again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from streaming.hashing import UInt64, hash_one
+
+if TYPE_CHECKING:
+    from lmdb import _Database as Database
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Item(BaseModel):
+    """The Item contract. Unknown fields are ignored: a catalogue usually knows more than is needed here."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
+
+    item_id: str = Field(min_length=1, max_length=512)
+    title: str = ""
+    description: str = ""
+    categories: tuple[str, ...] = ()
+    attributes: dict[str, Any] = Field(default_factory=dict)
+    available: bool = True
+
+    def text(self) -> str:
+        """What the text encoder reads: title, categories, description."""
+        parts = (self.title, ", ".join(self.categories), self.description)
+        return ". ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class CatalogSnapshot:
+    """The catalogue of one moment as columns of length N, ordered by item hash."""
+
+    version: int
+    ids: list[str]
+    hashes: UInt64
+    titles: list[str]
+    categories: list[list[str]]
+    texts: list[str]
+    available: npt.NDArray[np.bool_]
+    vectors: Float32  # (N, D), zeros where not encoded yet
+    encoded: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def parse_item(key: bytes | None, value: bytes) -> Item | str:
+    """Validate a record of the items topic; returns the reason where it is not an item."""
+    try:
+        document = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    if isinstance(document, dict) and "item_id" not in document and key:
+        document["item_id"] = key.decode(errors="replace")
+    try:
+        return Item.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"field {'.'.join(map(str, first['loc'])) or '(record)'}: {first['msg']}"
+
+
+class CatalogStore:
+    """The writer's side.
+
+    Args:
+        catalog_dir: folder of the LMDB environment.
+        map_size_gib: address space reserved (sparse).
+    """
+
+    def __init__(self, catalog_dir: Path, map_size_gib: float = 16.0) -> None:
+        catalog_dir.mkdir(parents=True, exist_ok=True)
+        self._env = lmdb.open(
+            str(catalog_dir), map_size=int(map_size_gib * 2**30), max_dbs=3, sync=False, max_readers=512
+        )
+        self._env.reader_check()
+        self._items = self._env.open_db(b"items")
+        self._vectors = self._env.open_db(b"vectors")
+        self._meta = self._env.open_db(b"meta")
+
+    def applied(self) -> dict[int, int]:
+        """Last applied offset of each partition of the items topic."""
+        with self._env.begin(db=self._meta) as txn:
+            return {int(k): int(v) for k, v in json.loads(txn.get(b"applied") or b"{}").items()}
+
+    def apply(
+        self, changes: Sequence[tuple[str, Item | None]], partition: int, upto_offset: int, rejected: int = 0
+    ) -> None:
+        """Write items (None deletes) and the offset in one transaction."""
+        with self._env.begin(write=True) as txn:
+            for item_id, item in changes:
+                key = hash_one(item_id).to_bytes(8, "big")
+                if item is None:
+                    txn.delete(key, db=self._items)
+                else:
+                    txn.put(key, item.model_dump_json().encode(), db=self._items)
+            applied = json.loads(txn.get(b"applied", db=self._meta) or b"{}")
+            applied[str(partition)] = upto_offset
+            txn.put(b"applied", json.dumps(applied).encode(), db=self._meta)
+            if rejected:
+                _count(txn, self._meta, b"rejected", rejected)
+            if changes:
+                _count(txn, self._meta, b"version", 1)
+
+    def missing(self, fingerprint: str, limit: int) -> list[tuple[bytes, str]]:
+        """Items whose text has no vector of this encoder yet, at most `limit`: (key, text)."""
+        out: list[tuple[bytes, str]] = []
+        with self._env.begin() as txn:
+            for key, value in txn.cursor(db=self._items):
+                text = Item.model_validate_json(value).text()
+                stored = txn.get(key, db=self._vectors)
+                if stored is None or stored[:16] != _fingerprint(fingerprint, text):
+                    out.append((key, text))
+                    if len(out) == limit:
+                        break
+        return out
+
+    def put_vectors(self, fingerprint: str, items: Iterable[tuple[bytes, str]], vectors: Float32) -> None:
+        """Store the text vectors (N, D) of items returned by `missing`."""
+        with self._env.begin(write=True) as txn:
+            for (key, text), vector in zip(items, vectors.astype(np.float32), strict=True):
+                txn.put(key, _fingerprint(fingerprint, text) + vector.tobytes(), db=self._vectors)
+            _count(txn, self._meta, b"version", 1)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._env.sync(True)
+        self._env.close()
+
+
+class CatalogReader:
+    """The readers' side; safe to share between threads. A catalogue that does not exist yet is empty."""
+
+    def __init__(self, catalog_dir: Path) -> None:
+        self._dir = catalog_dir
+        self._opened: tuple[lmdb.Environment, Database, Database, Database] | None = None
+
+    def version(self) -> int:
+        """Number of changes so far; 0 for none."""
+        return self._number(b"version")
+
+    def rejected(self) -> int:
+        """Records of the items topic that were no items."""
+        return self._number(b"rejected")
+
+    def counts(self) -> tuple[int, int]:
+        """(items, vectors) stored; a vector may be that of an older text."""
+        opened = self._open()
+        if opened is None:
+            return 0, 0
+        env, items, vectors, _ = opened
+        with env.begin() as txn:
+            return int(txn.stat(items)["entries"]), int(txn.stat(vectors)["entries"])
+
+    def snapshot(self) -> CatalogSnapshot:
+        """Everything, as of one transaction."""
+        opened = self._open()
+        if opened is None:
+            return _empty()
+        env, items_db, vectors_db, meta_db = opened
+        with env.begin() as txn:
+            version = int(txn.get(b"version", db=meta_db) or b"0")
+            stored = list(txn.cursor(db=items_db))
+            raw = [txn.get(key, db=vectors_db) for key, _ in stored]
+        items = [Item.model_validate_json(value) for _, value in stored]
+        dim = max((len(value) // 4 - 4 for value in raw if value), default=0)
+        vectors = np.zeros((len(items), dim), np.float32)
+        encoded = np.zeros(len(items), bool)
+        for row, value in enumerate(raw):
+            if value and len(value) == 16 + 4 * dim:
+                vectors[row], encoded[row] = np.frombuffer(value, np.float32, offset=16), True
+        return CatalogSnapshot(
+            version=version,
+            ids=[item.item_id for item in items],
+            hashes=np.array([int.from_bytes(key, "big") for key, _ in stored], np.uint64),
+            titles=[item.title for item in items],
+            categories=[list(item.categories) for item in items],
+            texts=[item.text() for item in items],
+            available=np.array([item.available for item in items], bool),
+            vectors=vectors,
+            encoded=encoded,
+        )
+
+    def close(self) -> None:
+        """Close the environment; no read may follow."""
+        if self._opened is not None:
+            self._opened[0].close()
+            self._opened = None
+
+    def _number(self, key: bytes) -> int:
+        opened = self._open()
+        if opened is None:
+            return 0
+        with opened[0].begin(db=opened[3]) as txn:
+            return int(txn.get(key) or b"0")
+
+    def _open(self) -> "tuple[lmdb.Environment, Database, Database, Database] | None":
+        if self._opened is None and (self._dir / "data.mdb").is_file():
+            try:
+                env = lmdb.open(str(self._dir), readonly=True, max_dbs=3, max_readers=512)
+                items, vectors, meta = (
+                    env.open_db(name, create=False) for name in (b"items", b"vectors", b"meta")
+                )
+                self._opened = env, items, vectors, meta
+            except lmdb.Error:
+                return None  # the writer is still creating it
+        return self._opened
+
+
+def _fingerprint(encoder: str, text: str) -> bytes:
+    return hashlib.blake2b(f"{encoder}\0{text}".encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _count(txn: Any, db: "Database", key: bytes, amount: int) -> None:
+    txn.put(key, str(int(txn.get(key, db=db) or b"0") + amount).encode(), db=db)
+
+
+def _empty() -> CatalogSnapshot:
+    return CatalogSnapshot(
+        version=0,
+        ids=[],
+        hashes=np.empty(0, np.uint64),
+        titles=[],
+        categories=[],
+        texts=[],
+        available=np.empty(0, bool),
+        vectors=np.empty((0, 0), np.float32),
+        encoded=np.empty(0, bool),
+    )

@@ -1,0 +1,139 @@
+"""The catalogue actor: items topic in, items and text vectors out.
+
+It reads the compacted items topic from where the store stands and encodes new texts in the gaps between
+polls, a small batch at a time, so that a new item is servable within about a second. The encoder is handed
+in by the composition above: this package knows no model.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from streaming.catalog import CatalogReader, CatalogStore, Float32, Item, parse_item
+from streaming.config import KafkaSettings
+from streaming.kafka import make_consumer, topic_partitions
+
+log = logging.getLogger(__name__)
+
+_ENCODE_BATCH = 256
+
+
+class Encoder(Protocol):
+    """What turns texts into vectors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same text would get another vector."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Float32:
+        """(N,) texts to (N, D) vectors."""
+        ...
+
+
+@dataclass(frozen=True)
+class CatalogStatus:
+    """How far the catalogue actor is."""
+
+    items: int
+    encoded: int
+    rejected: int
+    lag: int
+    error: str | None
+
+
+class Cataloguer:
+    """Keeps the catalogue store up to date; runs in its own thread from construction on.
+
+    Args:
+        kafka: broker settings.
+        catalog_dir: folder of the store.
+        make_encoder: called once, in the thread, since loading a model takes seconds.
+    """
+
+    def __init__(self, kafka: KafkaSettings, catalog_dir: Path, make_encoder: Callable[[], Encoder]) -> None:
+        self._kafka, self._dir, self._make_encoder = kafka, catalog_dir, make_encoder
+        self._stop = threading.Event()
+        self._error: str | None = None
+        self._lag = 0
+        self._store = CatalogStore(catalog_dir)
+        self._reader = CatalogReader(catalog_dir)
+        self._thread = threading.Thread(target=self._run, name="cataloguer", daemon=True)
+        self._thread.start()
+
+    def status(self) -> CatalogStatus:
+        """Progress, for people and for the supervisor."""
+        items, encoded = self._reader.counts()
+        return CatalogStatus(items, min(encoded, items), self._reader.rejected(), self._lag, self._error)
+
+    def pid(self) -> int:
+        """Process id of this actor."""
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Stop the thread and close the store."""
+        self._stop.set()
+        self._thread.join(10)
+        self._store.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._work()
+            except Exception as error:
+                self._error = f"{type(error).__name__}: {error}"
+                log.exception("the catalogue failed; it starts over in 2 s")
+                self._stop.wait(2)
+
+    def _work(self) -> None:
+        consumer = make_consumer(self._kafka)
+        try:
+            topic = self._kafka.items_topic
+            assigned = topic_partitions(topic, sorted(consumer.partitions_for_topic(topic) or (0,)))
+            consumer.assign(assigned)
+            applied, beginning = self._store.applied(), consumer.beginning_offsets(assigned)
+            for part in assigned:
+                consumer.seek(part, max(applied.get(part.partition, -1) + 1, beginning[part]))
+            encoder: Encoder | None = None
+            pending = True
+            while not self._stop.is_set():
+                polled = consumer.poll(timeout_ms=0 if pending else 500)
+                for part, records in polled.items():
+                    self._apply(part.partition, records)
+                    pending = True
+                self._lag = sum(
+                    (consumer.highwater(part) or 0) - consumer.position(part) for part in assigned
+                )
+                if pending and not polled:
+                    encoder = encoder or self._make_encoder()
+                    pending = self._encode(encoder)
+                self._error = None
+        finally:
+            consumer.close(autocommit=False)
+
+    def _apply(self, partition: int, records: Sequence[Any]) -> None:
+        changes: list[tuple[str, Item | None]] = []
+        rejected = 0
+        for record in records:
+            if record.value is None:
+                if record.key:
+                    changes.append((record.key.decode(errors="replace"), None))
+                continue
+            item = parse_item(record.key, record.value)
+            if isinstance(item, Item):
+                changes.append((item.item_id, item))
+            else:
+                rejected += 1
+                log.warning("items partition %d offset %d is no item: %s", partition, record.offset, item)
+        self._store.apply(changes, partition, records[-1].offset, rejected)
+
+    def _encode(self, encoder: Encoder) -> bool:
+        """Encode one batch of new texts; False when nothing was left to do."""
+        todo = self._store.missing(encoder.fingerprint, _ENCODE_BATCH)
+        if todo:
+            self._store.put_vectors(encoder.fingerprint, todo, encoder.encode([text for _, text in todo]))
+        return bool(todo)

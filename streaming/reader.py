@@ -1,0 +1,77 @@
+"""Read user rows from another process: straight from the page cache, in microseconds.
+
+The shards' LMDB environments are opened read-only. A reader sees the newest commit at the moment of the
+call and never blocks the writer.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lmdb
+import numpy as np
+
+from streaming.hashing import stable_hash
+from streaming.rows import Rows, blank_rows, row_dtype
+from streaming.state import shard_path
+
+if TYPE_CHECKING:
+    from lmdb import _Database as Database
+
+
+class StateReader:
+    """Reads rows of all logical shards on this machine; safe to share between threads.
+
+    Args:
+        state_dir: folder of the shards; they may appear later.
+        num_shards: number of logical shards.
+        length: events kept per user (L).
+        num_types: number of event types (T).
+    """
+
+    def __init__(self, state_dir: Path, num_shards: int, length: int, num_types: int) -> None:
+        self._state_dir, self._num_shards = state_dir, num_shards
+        self._dtype = row_dtype(length, num_types)
+        self._open: dict[int, tuple[lmdb.Environment, Database]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, user_ids: Sequence[str]) -> Rows:
+        """Return the rows of users, (N,); `total == 0` for unknown ones."""
+        users = stable_hash(user_ids)
+        rows = blank_rows(users, self._dtype)
+        for position, user in enumerate(users):
+            shard = self._shard(int(user) % self._num_shards)
+            if shard is None:
+                continue
+            env, db = shard
+            with env.begin(db, buffers=True) as txn:
+                value = txn.get(int(user).to_bytes(8, "big"))
+                if value is not None:
+                    rows[position] = np.frombuffer(value, self._dtype)[0]
+        return rows
+
+    def _shard(self, shard: int) -> tuple[lmdb.Environment, "Database"] | None:
+        opened = self._open.get(shard)
+        if opened is not None:
+            return opened
+        with self._lock:
+            if shard in self._open:
+                return self._open[shard]
+            path = shard_path(self._state_dir, shard)
+            if not (path / "data.mdb").is_file():
+                return None
+            try:
+                env = lmdb.open(str(path), readonly=True, max_dbs=3, max_readers=512, readahead=False)
+                db = env.open_db(b"rows", create=False)
+            except lmdb.Error:
+                return None  # the writer is still creating it
+            self._open[shard] = env, db
+            return self._open[shard]
+
+    def close(self) -> None:
+        """Close all environments; no read may follow."""
+        with self._lock:
+            for env, _ in self._open.values():
+                env.close()
+            self._open.clear()

@@ -1,0 +1,181 @@
+"""Event-time windows on disk: what the model learns from.
+
+A closed window is one folder, `windows/start=<time>/`, with one Parquet file per logical shard. A shard
+without events in it writes an empty file, so a window is complete exactly when every shard has a file.
+Files are written under a temporary name and renamed: whoever sees one sees all of it.
+
+A file has one row per user active in the window: the events before it (the context, at most L), then those
+in it, in time order. `target_from` counts the context: it is the first position that is new in this window.
+The context is the user's state as it stood when the first event of the window was applied, so nothing
+from the future leaks into it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from streaming.hashing import UInt64
+from streaming.rows import EventColumns, Rows
+
+SCHEMA = pa.schema(
+    [
+        ("user", pa.uint64()),
+        ("items", pa.list_(pa.uint64())),
+        ("times", pa.list_(pa.int64())),
+        ("types", pa.list_(pa.uint8())),
+        ("target_from", pa.int32()),
+        ("trust", pa.float32()),
+    ]
+)
+
+# one event in the buffer of an open window
+BUFFERED = np.dtype([("user", np.uint64), ("item", np.uint64), ("time", np.int64), ("type", np.uint8)])
+
+
+def context_dtype(length: int) -> np.dtype[np.void]:
+    """Layout of a saved context: a user's sequence before the first event of a window."""
+    return np.dtype(
+        [
+            ("user", np.uint64),
+            ("count", np.int32),
+            ("items", np.uint64, (length,)),
+            ("times", np.int64, (length,)),
+            ("types", np.uint8, (length,)),
+        ]
+    )
+
+
+def pack_events(events: EventColumns) -> npt.NDArray[np.void]:
+    """Events as they are buffered until their window closes."""
+    packed = np.empty(len(events), BUFFERED)
+    packed["user"], packed["item"] = events.user, events.item
+    packed["time"], packed["type"] = events.time_ms, events.type
+    return packed
+
+
+def pack_contexts(rows: Rows) -> npt.NDArray[np.void]:
+    """The part of state rows that a window needs to remember."""
+    packed = np.empty(len(rows), context_dtype(rows["items"].shape[1]))
+    for name in ("user", "count", "items", "times", "types"):
+        packed[name] = rows[name]
+    return packed
+
+
+def window_of(time_ms: npt.NDArray[np.int64], length_ms: int) -> npt.NDArray[np.int64]:
+    """Start of the window each time falls into, epoch ms (windows are aligned to the epoch)."""
+    starts: npt.NDArray[np.int64] = np.floor_divide(time_ms, length_ms) * length_ms
+    return starts
+
+
+def assemble(start_ms: int, events: npt.NDArray[np.void], contexts: npt.NDArray[np.void]) -> pa.Table:
+    """Put the buffer of one window and one shard together.
+
+    Args:
+        start_ms: start of the window.
+        events: buffered events in order of arrival.
+        contexts: saved contexts in order of saving; only a user's first counts.
+
+    Returns:
+        A table of `SCHEMA` sorted by user, without the trust column filled in (1.0).
+    """
+    users = np.unique(events["user"])
+    known, first = np.unique(contexts["user"], return_index=True)
+    context = contexts[first[np.isin(known, users)]]
+    length = context["items"].shape[1]
+    valid = np.arange(length) >= length - context["count"][:, None]
+    valid &= context["times"] < start_ms
+    old_user = np.repeat(context["user"], valid.sum(axis=1))
+
+    user = np.concatenate([old_user, events["user"]])
+    is_new = np.concatenate([np.zeros(len(old_user), bool), np.ones(len(events), bool)])
+    time = np.concatenate([context["times"][valid], events["time"]])
+    item = np.concatenate([context["items"][valid], events["item"]])
+    kind = np.concatenate([context["types"][valid], events["type"]])
+    order = np.lexsort((np.arange(len(user)), time, is_new, user))
+    offsets = np.searchsorted(user[order], users)
+    bounds = np.append(offsets, len(user)).astype(np.int32)
+    context_counts = np.diff(np.append(0, np.cumsum(~is_new[order]))[bounds])
+    return pa.table(
+        {
+            "user": pa.array(users, pa.uint64()),
+            "items": pa.ListArray.from_arrays(bounds, pa.array(item[order], pa.uint64())),
+            "times": pa.ListArray.from_arrays(bounds, pa.array(time[order], pa.int64())),
+            "types": pa.ListArray.from_arrays(bounds, pa.array(kind[order], pa.uint8())),
+            "target_from": pa.array(context_counts, pa.int32()),
+            "trust": pa.array(np.ones(len(users), np.float32)),
+        },
+        schema=SCHEMA,
+    )
+
+
+def with_trust(table: pa.Table, trust: npt.NDArray[np.float32]) -> pa.Table:
+    """Fill in the trust of each user of a window table."""
+    return table.set_column(SCHEMA.get_field_index("trust"), "trust", pa.array(trust, pa.float32()))
+
+
+def folder_of(start_ms: int) -> str:
+    """Name of a window's folder."""
+    return f"start={datetime.fromtimestamp(start_ms / 1000, UTC):%Y-%m-%dT%H-%M-%SZ}"
+
+
+def _start_of(folder: str) -> int:
+    moment = datetime.strptime(folder, "start=%Y-%m-%dT%H-%M-%SZ").replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)
+
+
+def write_shard(windows_dir: Path, start_ms: int, shard: int, table: pa.Table) -> Path:
+    """Write one shard's part of a window; whole or not at all. Writing it again replaces it."""
+    folder = windows_dir / folder_of(start_ms)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"shard={shard:04d}.parquet"
+    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(target)
+    return target
+
+
+@dataclass(frozen=True)
+class WindowFiles:
+    """A complete window on disk."""
+
+    start_ms: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Start of the window in ISO form, for people."""
+        return datetime.fromtimestamp(self.start_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def complete_windows(windows_dir: Path, num_shards: int) -> list[WindowFiles]:
+    """List the windows for which every shard has written its file, oldest first."""
+    if not windows_dir.is_dir():
+        return []
+    complete = [
+        WindowFiles(_start_of(folder.name), folder)
+        for folder in windows_dir.glob("start=*")
+        if sum(1 for _ in folder.glob("shard=*.parquet")) == num_shards
+    ]
+    return sorted(complete, key=lambda window: window.start_ms)
+
+
+def read_window(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read all shards of a window, sorted by user, so that the order does not depend on the sharding."""
+    files = sorted(path.glob("shard=*.parquet"))
+    table = pa.concat_tables([pq.read_table(file, columns=columns, partitioning=None) for file in files])
+    return table.sort_by("user") if "user" in table.column_names else table
+
+
+def user_trust(rows: Rows, users: UInt64) -> npt.NDArray[np.float32]:
+    """Trust of each of `users`, taken from their rows (same order)."""
+    if not np.array_equal(rows["user"], users):
+        raise AssertionError("rows and users do not match")
+    trust: npt.NDArray[np.float32] = rows["trust"].copy()
+    return trust

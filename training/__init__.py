@@ -1,0 +1,1 @@
+"""Windows in, gated model bundles out: encoder, model, losses, adversarial fine-tuning, learner, gate, registry."""
