@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from streaming import environment
 from streaming.hashing import UInt64, hash_one
 
 if TYPE_CHECKING:
@@ -85,11 +86,7 @@ class CatalogStore:
     """
 
     def __init__(self, catalog_dir: Path, map_size_gib: float = 16.0) -> None:
-        catalog_dir.mkdir(parents=True, exist_ok=True)
-        self._env = lmdb.open(
-            str(catalog_dir), map_size=int(map_size_gib * 2**30), max_dbs=3, sync=False, max_readers=512
-        )
-        self._env.reader_check()
+        self._env = environment.open_writer(catalog_dir, map_size_gib)
         self._items = self._env.open_db(b"items")
         self._vectors = self._env.open_db(b"vectors")
         self._meta = self._env.open_db(b"meta")
@@ -141,7 +138,7 @@ class CatalogStore:
     def close(self) -> None:
         """Flush and close."""
         self._env.sync(True)
-        self._env.close()
+        environment.close(self._env)
 
 
 class CatalogReader:
@@ -200,7 +197,7 @@ class CatalogReader:
     def close(self) -> None:
         """Close the environment; no read may follow."""
         if self._opened is not None:
-            self._opened[0].close()
+            environment.close(self._opened[0])
             self._opened = None
 
     def _number(self, key: bytes) -> int:
@@ -211,15 +208,18 @@ class CatalogReader:
             return int(txn.get(key) or b"0")
 
     def _open(self) -> "tuple[lmdb.Environment, Database, Database, Database] | None":
-        if self._opened is None and (self._dir / "data.mdb").is_file():
+        if self._opened is None:
+            env = environment.open_reader(self._dir)
+            if env is None:
+                return None
             try:
-                env = lmdb.open(str(self._dir), readonly=True, max_dbs=3, max_readers=512)
                 items, vectors, meta = (
                     env.open_db(name, create=False) for name in (b"items", b"vectors", b"meta")
                 )
-                self._opened = env, items, vectors, meta
             except lmdb.Error:
+                environment.close(env)
                 return None  # the writer is still creating it
+            self._opened = env, items, vectors, meta
         return self._opened
 
 

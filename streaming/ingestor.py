@@ -305,7 +305,8 @@ class Batcher:
         order = np.argsort(shard, kind="stable")
         counts = np.bincount(shard, minlength=self._num_shards)
         ends = np.cumsum(counts)
-        windows = np.unique(columns.window)
+        windows, reverse = np.unique(columns.window[::-1], return_index=True)
+        window_offsets = columns.offset[::-1][reverse]  # the last offset that counts into each
         batches = []
         for route in self._routes:
             picked = [order[ends[s] - counts[s] : ends[s]] for s in route.shards]
@@ -319,6 +320,7 @@ class Batcher:
                     idle=idle,
                     num_partitions=self._num_partitions,
                     windows=windows,
+                    window_offsets=window_offsets,
                     dead_letters=dead_letters,
                     after_loss=cursor.after_loss,
                     shards=route.shards,

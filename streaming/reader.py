@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import lmdb
 import numpy as np
 
+from streaming import environment
 from streaming.hashing import stable_hash
 from streaming.rows import Rows, blank_rows, row_dtype
 from streaming.state import shard_path
@@ -58,13 +59,13 @@ class StateReader:
         with self._lock:
             if shard in self._open:
                 return self._open[shard]
-            path = shard_path(self._state_dir, shard)
-            if not (path / "data.mdb").is_file():
+            env = environment.open_reader(shard_path(self._state_dir, shard))
+            if env is None:
                 return None
             try:
-                env = lmdb.open(str(path), readonly=True, max_dbs=3, max_readers=512, readahead=False)
                 db = env.open_db(b"rows", create=False)
             except lmdb.Error:
+                environment.close(env)
                 return None  # the writer is still creating it
             self._open[shard] = env, db
             return self._open[shard]
@@ -73,5 +74,5 @@ class StateReader:
         """Close all environments; no read may follow."""
         with self._lock:
             for env, _ in self._open.values():
-                env.close()
+                environment.close(env)
             self._open.clear()

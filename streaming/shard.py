@@ -31,6 +31,7 @@ class ActorBatch:
     idle: bool
     num_partitions: int
     windows: Int64
+    window_offsets: Int64
     dead_letters: Int64
     after_loss: bool
     shards: tuple[int, ...]
@@ -48,6 +49,7 @@ class ActorBatch:
             idle=self.idle,
             num_partitions=self.num_partitions,
             windows=self.windows,
+            window_offsets=self.window_offsets,
             dead_letters=self.dead_letters if counts_here else self.dead_letters[:0],
             events=self.events.take(slice(int(self.bounds[index]), int(self.bounds[index + 1]))),
             after_loss=self.after_loss,

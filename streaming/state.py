@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import lmdb
 import numpy as np
 
+from streaming import environment
 from streaming.config import StreamingSettings
 from streaming.errors import GapError, StoreError
 from streaming.hashing import UInt64
@@ -58,8 +58,9 @@ _SIGN = 1 << 63
 class ShardBatch:
     """What one logical shard is told about one micro-batch of one partition, be it empty.
 
-    `windows` names every window that any event of the whole micro-batch counts into, so that all shards
-    know the same windows; `dead_letters` are the offsets this shard is to count.
+    `windows` names every window that any event of the whole micro-batch counts into, and `window_offsets` the
+    last offset that does, so that all shards know the same windows; `dead_letters` are the
+    offsets this shard is to count.
     """
 
     partition: int
@@ -69,6 +70,7 @@ class ShardBatch:
     idle: bool  # drained, and silent for longer than the time-out
     num_partitions: int
     windows: Int64
+    window_offsets: Int64
     dead_letters: Int64
     events: EventColumns
     after_loss: bool = False  # retention deleted the records before `from_offset` unread: the gap is real
@@ -117,17 +119,9 @@ class ShardStore:
         self._length_ms = int(settings.windows.length_s * 1000)
         self._lateness_ms = int(settings.windows.lateness_s * 1000)
         self._idle: dict[int, bool] = {}
-        path = shard_path(state_dir, shard)
-        path.mkdir(parents=True, exist_ok=True)
-        self._env = lmdb.open(
-            str(path),
-            map_size=int(settings.map_size_gib * 2**30),
-            max_dbs=3,
-            sync=settings.durability == "machine",
-            metasync=False,
-            max_readers=512,
+        self._env = environment.open_writer(
+            shard_path(state_dir, shard), settings.map_size_gib, sync=settings.durability == "machine"
         )
-        self._env.reader_check()  # clears the slots of readers that were killed
         self._rows = self._env.open_db(b"rows")
         self._meta = self._env.open_db(b"meta")
         self._buffers = self._env.open_db(b"buffers")
@@ -184,7 +178,8 @@ class ShardStore:
             dead = int((batch.dead_letters > applied).sum()) + (position.dead_letters if position else 0)
             newest = max(batch.max_time_ms, position.max_time_ms if position else NEVER)
             position = Position(batch.upto_offset, newest, dead)
-            windows = self._windows | {int(start) for start in np.maximum(batch.windows, closed_upto)}
+            new_windows = np.maximum(batch.windows[batch.window_offsets > applied], closed_upto)
+            windows = self._windows | {int(start) for start in new_windows}
             txn.put(b"p%d" % batch.partition, _POSITION.pack(*position.__dict__.values()), db=self._meta)
             if counts != self._counts:
                 txn.put(b"counts", json.dumps(counts).encode(), db=self._meta)
@@ -294,7 +289,7 @@ class ShardStore:
     def close(self) -> None:
         """Flush and close the environment."""
         self._env.sync(True)
-        self._env.close()
+        environment.close(self._env)
 
     def _check_layout(self) -> None:
         settings = self._settings

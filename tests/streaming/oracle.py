@@ -90,6 +90,7 @@ def make_batch(events: Iterable[Event], windows: Iterable[int], **overrides: obj
         ingested_ms=offsets * 10,
         window=np.array(windows, np.int64),
     )
+    starts, reverse = np.unique(columns.window[::-1], return_index=True)
     batch = {
         "partition": 0,
         "from_offset": int(offsets[0]) if len(offsets) else 0,
@@ -97,7 +98,8 @@ def make_batch(events: Iterable[Event], windows: Iterable[int], **overrides: obj
         "max_time_ms": int(table[:, 3].max()) if len(offsets) else NEVER,
         "idle": False,
         "num_partitions": 1,
-        "windows": np.unique(columns.window),
+        "windows": starts,
+        "window_offsets": offsets[::-1][reverse],
         "dead_letters": np.empty(0, np.int64),
         "events": columns,
     }

@@ -1,0 +1,87 @@
+"""Opens LMDB environments, once per process.
+
+LMDB forbids a process to open an environment twice (its file locks would break), but a writer and a reader may
+well live in one process: tests, and the catalogue actor. So opened environments are shared by path and counted.
+"""
+
+import threading
+from pathlib import Path
+
+import lmdb
+
+from streaming.errors import StoreError
+
+MAX_READERS = 512
+
+_lock = threading.Lock()
+_opened: dict[str, tuple[lmdb.Environment, int]] = {}  # path: (environment, how often opened)
+
+
+def open_writer(path: Path, map_size_gib: float, *, sync: bool = False) -> lmdb.Environment:
+    """Open an environment for writing, made where absent.
+
+    Args:
+        path: its folder.
+        map_size_gib: address space reserved; the file grows only as it is used.
+        sync: flush data to the disk at every commit.
+
+    Raises:
+        StoreError: this process has it open for reading only.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with _lock:
+        shared = _share(path)
+        if shared is not None:
+            if shared.flags()["readonly"]:
+                raise StoreError(f"{path} is open for reading in this process; open the writer first")
+            return shared
+        env = lmdb.open(
+            str(path),
+            map_size=int(map_size_gib * 2**30),
+            max_dbs=3,
+            sync=sync,
+            metasync=False,
+            max_readers=MAX_READERS,
+        )
+        env.reader_check()  # clears the slots of readers that were killed
+        return _remember(path, env)
+
+
+def open_reader(path: Path) -> lmdb.Environment | None:
+    """Open an environment for reading; None where there is none yet (or its writer is still making it)."""
+    with _lock:
+        shared = _share(path)
+        if shared is not None:
+            return shared
+        if not (path / "data.mdb").is_file():
+            return None
+        try:
+            env = lmdb.open(str(path), readonly=True, max_dbs=3, max_readers=MAX_READERS, readahead=False)
+        except lmdb.Error:
+            return None
+        return _remember(path, env)
+
+
+def close(env: lmdb.Environment) -> None:
+    """Give an environment back; it closes with its last user."""
+    with _lock:
+        path = env.path()
+        _, users = _opened[path]
+        if users > 1:
+            _opened[path] = env, users - 1
+        else:
+            del _opened[path]
+            env.close()
+
+
+def _share(path: Path) -> lmdb.Environment | None:
+    if str(path) not in _opened:
+        return None
+    env, users = _opened[str(path)]
+    _opened[str(path)] = env, users + 1
+    return env
+
+
+def _remember(path: Path, env: lmdb.Environment) -> lmdb.Environment:
+    _opened[str(path)] = env, 1
+    return env
