@@ -8,6 +8,7 @@ served; then the rest follows at a steady rate while windows close and models ar
 import contextlib
 import os
 import shutil
+import signal
 import threading
 import time
 from collections import deque
@@ -151,6 +152,7 @@ class Demo:
         self._stats: dict[str, Any] = {}
         self._models: list[dict[str, Any]] = []
         self._rates: deque[float] = deque(maxlen=30)
+        self._ray_started = False
         self.report: dict[str, Any] | None = None
         self._error: BaseException | None = None
 
@@ -159,6 +161,8 @@ class Demo:
 
     def __exit__(self, *error: object) -> None:
         self._halt.set()
+        if self._replay is not None:
+            self._replay.close()
         self._cleanup.close()
 
     def run(self) -> dict[str, Any] | None:
@@ -168,6 +172,7 @@ class Demo:
         try:
             while worker.is_alive():
                 worker.join(_LIVE_POLL_S)
+                self._keep_signals()
                 self._poll()
                 self._view.update(self._snapshot())
         except KeyboardInterrupt:
@@ -176,6 +181,12 @@ class Demo:
         if self._error is not None:
             raise self._error
         return self.report
+
+    def _keep_signals(self) -> None:
+        """Take SIGTERM back from Ray, whose own handler prints a stack trace first."""
+        if self._ray_started:
+            self._ray_started = False
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
     def _work(self) -> None:
         try:
@@ -199,6 +210,7 @@ class Demo:
         with stage.phase("Ray"):
             self._cleanup.callback(stop_ray)
             start_ray(options.data_dir)
+            self._ray_started = True
         self._check()
         from services.applications import run
         from streaming.kafka import ensure_topics, make_producer

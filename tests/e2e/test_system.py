@@ -1,0 +1,166 @@
+"""The whole system, small: broker, Ray, both applications, a learnable stream, HTTP.
+
+Users walk along a ring of items, so the next item is predictable from the last and popularity is useless.
+"""
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+from ray import serve
+
+from services.applications import run, wait_until
+from services.settings import make_settings
+from services.supervisor import kill_actors
+from streaming.broker import free_port
+from streaming.kafka import ensure_topics, make_producer
+from training.learner import request_stop
+
+NUM_ITEMS, NUM_USERS, WINDOW_MS = 60, 150, 100_000
+
+
+class System:
+    """The running system and its clients."""
+
+    def __init__(self, settings, base):
+        self.settings = settings
+        self.http = httpx.Client(base_url=base, timeout=10, trust_env=False)
+        self.producer = make_producer(settings.kafka)
+        self.place = np.arange(NUM_USERS) % NUM_ITEMS
+        self.time_ms = 1_000_000
+        self.sent = 0
+
+    def walk(self, rounds):
+        """Every user takes `rounds` steps along the ring; a round takes 20 s of event time."""
+        for _ in range(rounds):
+            for user in range(NUM_USERS):
+                self.place[user] = (self.place[user] + 1) % NUM_ITEMS
+                self.send(f"u{user}", f"i{self.place[user]}", self.time_ms + user)
+            self.time_ms += 20_000
+        self.producer.flush(timeout=30)
+
+    def send(self, user, item, time_ms):
+        self.sent += 1
+        event = {"event_id": f"{user}-{self.sent}", "user_id": user, "item_id": item, "type": "view"}
+        value = json.dumps(event | {"timestamp": time_ms}).encode()
+        return self.producer.send(self.settings.kafka.events_topic, value, key=user.encode())
+
+    def get(self, path, **params):
+        answer = self.http.get(path, params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def recommend(self, user, **params):
+        return self.get(f"/v1/recommendations/{user}", **params)
+
+    def close(self):
+        self.producer.close(timeout=1)
+        self.http.close()
+
+
+@pytest.fixture(scope="module")
+def system(broker, ray_session, tmp_path_factory):
+    kafka = {name: f"system.{name}" for name in ("events_topic", "items_topic", "dead_letter_topic")}
+    settings = make_settings(
+        {
+            "data_dir": tmp_path_factory.mktemp("system"),
+            "kafka": kafka | {"bootstrap_servers": broker, "partitions": 2},
+            "streaming": {
+                "logical_shards": 2,
+                "map_size_gib": 0.25,
+                "sequence_length": 20,
+                "windows": {"length_s": WINDOW_MS / 1000, "lateness_s": 0},
+            },
+            "training": {
+                "model": {"dim": 32, "blocks": 1, "heads": 1, "length": 20, "id_capacity": 256},
+                "gate": {
+                    "min_targets": 50,
+                    "unseen_only": False,
+                    "ndcg_tolerance": 0.3,
+                    "attacked_ndcg_tolerance": 0.5,
+                },
+                "min_initial_windows": 3,
+                "initial_events": 20 * NUM_USERS,
+                "initial_epochs": 60,
+                "max_seconds_initial": 20,
+                "max_seconds_per_window": 5,
+            },
+            "serving": {"port": free_port(), "admin_open": True},
+        }
+    )
+    ensure_topics(settings.kafka)
+    base = run(settings)
+    running = System(settings, base)
+    for item in range(NUM_ITEMS):
+        value = json.dumps(
+            {"item_id": f"i{item}", "title": f"Stop number {item}", "categories": ["ring"]}
+        ).encode()
+        running.producer.send(settings.kafka.items_topic, value, key=f"i{item}".encode())
+    running.producer.flush(timeout=10)
+    yield running
+    request_stop(settings.data_dir)
+    running.close()
+    kill_actors()
+    serve.shutdown()
+
+
+def test_before_any_model_it_answers_from_popularity(system):
+    wait_until(lambda: system.http.get("/readyz").status_code == 200, 60, "readiness")
+    system.walk(1)
+    wait_until(lambda: system.recommend("u3")["state"]["events"] == 1, 30, "the first event in the state")
+    answer = system.recommend("u3", k=5)
+    assert answer["model"]["kind"] == "popular"
+    assert len(answer["items"]) == 5
+    assert system.recommend("nobody")["state"]["known"] is False
+
+
+def test_the_first_model_is_trained_gated_and_served(system):
+    system.walk(25)
+    wait_until(lambda: system.recommend("u3")["model"]["kind"] == "trained", 150, "the first trained model")
+    correct = 0
+    for user in range(NUM_USERS):
+        items = [item["item_id"] for item in system.recommend(f"u{user}", k=3, exclude_seen=False)["items"]]
+        correct += f"i{(system.place[user] + 1) % NUM_ITEMS}" in items
+    assert correct > 0.8 * NUM_USERS
+    version = system.get("/v1/models")["models"][-1]
+    assert version["status"] == "promoted"
+    assert version["eval"]["candidate"]["ndcg@10"] > version["eval"]["popularity"]["ndcg@10"]
+
+
+def test_an_event_over_http_changes_the_next_ranking(system):
+    before = system.recommend("visitor", exclude_seen=False)
+    assert before["state"]["known"] is False
+    event = {"user_id": "visitor", "item_id": "i30", "type": "view", "timestamp": system.time_ms}
+    sent = system.http.post("/v1/events", json={"events": [event]})
+    assert sent.status_code in {200, 202}, sent.text
+    system.sent += 1
+    wait_until(lambda: system.recommend("visitor")["state"]["known"], 20, "the event in the state")
+    after = system.recommend("visitor", exclude_seen=False, k=3)
+    assert "i31" in [item["item_id"] for item in after["items"]]
+    assert any("Stop number 30" in reason for item in after["items"] for reason in item["reasons"])
+    assert system.get("/v1/users/visitor")["events"][-1]["title"] == "Stop number 30"
+
+
+def test_a_new_window_makes_a_new_candidate_with_a_verdict(system):
+    trained = len(system.get("/v1/models")["models"])
+    system.walk(8)
+    wait_until(lambda: len(judged(system)) > trained, 90, "a verdict on the next candidate")
+    newest = judged(system)[0]
+    assert newest["reason"]
+    assert newest["eval"]["incumbent"]["ndcg@10"] > 0
+    assert newest["eval"]["candidate"]["attacked_ndcg@10"] is not None
+
+
+def judged(system):
+    return [model for model in system.get("/v1/models")["models"] if model["status"] != "candidate"]
+
+
+def test_every_event_is_accounted_for_and_metrics_are_exported(system):
+    wait_until(lambda: system.get("/v1/stats")["events"]["applied"] == system.sent, 30, "all events applied")
+    stats = system.get("/v1/stats")
+    assert stats["events"]["dead_lettered"] == 0
+    assert stats["users"] == NUM_USERS + 1
+    assert set(stats["actors"].values()) == {"up"}
+    assert "headrace_request_duration_seconds" in system.http.get("/metrics").text
+    assert system.get("/openapi.json")["info"]["title"] == "Headrace"
