@@ -61,9 +61,8 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
     times = dataset.interactions["timestamp_ms"].to_numpy()
     length_ms = window_length_ms(times, split)
     window = np.floor_divide(times[:split], length_ms)
-    # every partition has passed the time of an event a little before the split
-    passed = times[max(0, split - 1 - split // 50)] - length_ms // 100
-    closed = np.flatnonzero((window + 1) * length_ms <= passed)
+    # one window less than the newest event closes: some partition's newest event is older
+    closed = np.flatnonzero((window + 2) * length_ms <= times[split - 1])
     users = dataset.interactions["user_id"].take(closed).to_numpy(zero_copy_only=False)
     targets = len(closed) - len(set(users.tolist()))
     types = sorted(set(dataset.interactions["event_type"].unique().to_pylist()))
@@ -82,8 +81,8 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
             "windows": {"length_s": length_ms / 1000, "lateness_s": length_ms / 100_000},
         },
         "training": {
-            "min_initial_windows": min(3, max(1, len(np.unique(window[closed])))),
-            "initial_events": int(0.97 * targets),
+            "min_initial_windows": max(2, len(np.unique(window[closed]))),
+            "initial_events": targets,
         },
         "serving": {"port": options.port, "admin_open": True, "replicas": {"minimum": 1, "maximum": 1}},
     }
@@ -96,9 +95,13 @@ def history_rows(dataset: Dataset) -> int:
 
 
 def window_length_ms(times: Any, split: int) -> int:
-    """Window length at which the first part of the steady replay fills windows of `_WINDOW_EVENTS`."""
-    ahead = times[split : split + 5 * _WINDOW_EVENTS]
-    share = min(1.0, _WINDOW_EVENTS / max(1, len(ahead)))
+    """Window length at which the first part of the steady replay fills windows of `_WINDOW_EVENTS`.
+
+    Small datasets get smaller windows, so that the history holds several.
+    """
+    events = max(1, min(_WINDOW_EVENTS, split // 8))
+    ahead = times[split : split + 5 * events]
+    share = events / max(1, len(ahead))
     return max(1000, int((int(ahead[-1]) - int(ahead[0])) * share) // 1000 * 1000)
 
 
@@ -146,7 +149,6 @@ class Demo:
         self._halt = threading.Event()
         self._cleanup = contextlib.ExitStack()
         self._started_at = time.monotonic()
-        self._serving_since: float | None = None
         self._replay: Replay | None = None
         self._client: ApiClient | None = None
         self._stats: dict[str, Any] = {}
@@ -249,9 +251,8 @@ class Demo:
         with self._stage.phase("history applied") as advance:
             self._wait(lambda: self._applied(advance, split), _MODEL_TIMEOUT_S, "the history to be applied")
         with self._stage.phase("first model"):
-            replay.wait_for_trained_model(_MODEL_TIMEOUT_S, halt=self._halt)
-        self._serving_since = time.monotonic()
-        replay.start_steady(split)
+            self._wait(self._judged, _MODEL_TIMEOUT_S, "a first model", poll_s=0.5)
+        replay.start_steady(split)  # after a first rejection too: the next candidate needs new windows
         self._wait(self._over, None, "the end")
         reached = replay.stop_steady()
         with self._stage.phase("settling") as advance:
@@ -270,14 +271,29 @@ class Demo:
         assert self._replay is not None
         if self._replay.steady_done():
             self._stage.show(Phase("the stream has been played to its end", 1.0, 1.0))
-        duration = self._options.duration_s
-        since = self._serving_since
+        duration, since = self._options.duration_s, self._serving_since
+        if since is None and self._replay.steady_done():
+            raise DemoError(f"no model was good enough to be served; see GET /v1/models. {self._where()}")
         return duration is not None and since is not None and time.monotonic() - since >= duration
 
-    def _wait(self, check: Callable[[], bool], timeout_s: float | None, what: str) -> None:
+    def _judged(self) -> bool:
+        """Whether a trained model answers, or the gate has refused one."""
+        assert self._replay is not None
+        with contextlib.suppress(ApiError):
+            user = self._replay.dataset.interactions["user_id"][0].as_py()
+            self._replay.client.recommend(user, exclude_seen=self._replay.exclude_seen)
+        return self._serving_since is not None or any(model["status"] == "rejected" for model in self._models)
+
+    @property
+    def _serving_since(self) -> float | None:
+        return None if self._client is None else self._client.first_trained_at
+
+    def _wait(
+        self, check: Callable[[], bool], timeout_s: float | None, what: str, poll_s: float = 0.1
+    ) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not check():
-            if self._halt.wait(0.1):
+            if self._halt.wait(poll_s):
                 raise DemoError("stopped")
             if deadline is not None and time.monotonic() > deadline:
                 raise DemoError(f"waited {timeout_s:.0f} s in vain for {what}; {self._where()}")
