@@ -8,7 +8,6 @@ served; then the rest follows at a steady rate while windows close and models ar
 import contextlib
 import os
 import shutil
-import signal
 import threading
 import time
 from collections import deque
@@ -122,8 +121,8 @@ class Stage:
         self._set(label, Phase(label, 1.0, 1.0, f"{took:.1f} s"))
 
     def show(self, phase: Phase) -> None:
-        """Show or replace a phase by its label."""
-        self._set(phase.label, phase)
+        """Show a phase in place of the one whose label begins with the same word."""
+        self._set(phase.label.split()[0], phase)
 
     def phases(self) -> tuple[Phase, ...]:
         """All phases so far, oldest first."""
@@ -154,9 +153,7 @@ class Demo:
         self._stats: dict[str, Any] = {}
         self._models: list[dict[str, Any]] = []
         self._rates: deque[float] = deque(maxlen=30)
-        self._ray_started = False
         self.report: dict[str, Any] | None = None
-        self._error: BaseException | None = None
 
     def __enter__(self) -> "Demo":
         return self
@@ -168,35 +165,28 @@ class Demo:
         self._cleanup.close()
 
     def run(self) -> dict[str, Any] | None:
-        """Run until the duration is over or Ctrl-C; returns the report where there is one."""
-        worker = threading.Thread(target=self._work, name="demo", daemon=True)
-        worker.start()
-        try:
-            while worker.is_alive():
-                worker.join(_LIVE_POLL_S)
-                self._keep_signals()
-                self._poll()
-                self._view.update(self._snapshot())
-        except KeyboardInterrupt:
-            self._view.say("stopping …")
-            self._halt.set()
-        if self._error is not None:
-            raise self._error
-        return self.report
+        """Run until the duration is over or Ctrl-C; returns the report where there is one.
 
-    def _keep_signals(self) -> None:
-        """Take SIGTERM back from Ray, whose own handler prints a stack trace first."""
-        if self._ray_started:
-            self._ray_started = False
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
-    def _work(self) -> None:
+        The work is done in the calling thread, which must be the main one: the kernel ends Ray's processes with
+        the thread that started them. Another thread paints.
+        """
+        painter = threading.Thread(target=self._paint, name="painter", daemon=True)
+        painter.start()
         try:
             self._start()
             self._play()
-        except BaseException as error:  # shown by the thread that owns the terminal
-            if not self._halt.is_set():
-                self._error = error
+        except KeyboardInterrupt:
+            self._view.say("stopping …")
+        finally:
+            self._halt.set()
+            painter.join(5)
+        return self.report
+
+    def _paint(self) -> None:
+        while not self._halt.wait(_LIVE_POLL_S):
+            self._poll()
+            self._view.update(self._snapshot())
+        self._view.update(self._snapshot())
 
     def _start(self) -> None:
         from services.local_ray import start_ray, stop_ray
@@ -212,8 +202,6 @@ class Demo:
         with stage.phase("Ray"):
             self._cleanup.callback(stop_ray)
             start_ray(options.data_dir)
-            self._ray_started = True
-        self._check()
         from services.applications import run
         from streaming.kafka import ensure_topics, make_producer
 
@@ -293,14 +281,9 @@ class Demo:
     ) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not check():
-            if self._halt.wait(poll_s):
-                raise DemoError("stopped")
+            self._halt.wait(poll_s)
             if deadline is not None and time.monotonic() > deadline:
                 raise DemoError(f"waited {timeout_s:.0f} s in vain for {what}; {self._where()}")
-
-    def _check(self) -> None:
-        if self._halt.is_set():
-            raise DemoError("stopped")
 
     def _where(self) -> str:
         problems = self._stats.get("problems") or self._stats.get("error") or "no problem is reported"
@@ -316,9 +299,8 @@ class Demo:
         learner = self._stats.get("learner") or {}
         if learner.get("phase"):
             working = learner["phase"] in {"training", "judging"}
-            detail = learner.get("detail") or ""
-            done = learner.get("progress") if working else 1.0
-            self._stage.show(Phase(f"learner: {learner['phase']}", done, 1.0, detail))
+            done = learner.get("progress") if working or not self._models else 1.0
+            self._stage.show(Phase(f"learner {learner['phase']}", done, 1.0, learner.get("detail") or ""))
 
     def _snapshot(self) -> DemoSnapshot:
         stats, options = self._stats, self._options

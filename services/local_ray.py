@@ -11,10 +11,15 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from streaming.broker import free_port
+
+_GRACE_S = 2.0
 
 _ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -31,7 +36,7 @@ _ENVIRONMENT = {
 
 
 def start_ray(folder: Path, num_cpus: int = 16) -> None:
-    """Start Ray for this process.
+    """Start Ray for this process. Must be called in the main thread: Ray's processes end with their thread.
 
     Args:
         folder: for what outlives a process: logs and the files of the ingress.
@@ -41,6 +46,7 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
     session = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))
     ingress = session / "ingress"
     ingress.mkdir()
+    first_port = 20_000 + os.getpid() % 200 * 50
     os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
     os.environ.update(
         {
@@ -48,6 +54,11 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(ingress / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(ingress),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(ingress / "server-state"),
+            # two Rays on one machine must not hand out the same replica ports: the kernel would share them
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + 24),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first_port + 25),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first_port + 49),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             "HEADRACE_RAY_SESSION": str(session),
@@ -56,6 +67,7 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     import ray
 
+    on_term = signal.getsignal(signal.SIGTERM)
     ray.init(
         num_cpus=num_cpus,
         include_dashboard=True,
@@ -65,6 +77,7 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
         _temp_dir=str(session / "ray"),
         namespace="headrace",
     )
+    signal.signal(signal.SIGTERM, on_term)  # Ray's own handler prints a stack trace and exits
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "logs"
     with contextlib.suppress(FileNotFoundError):
@@ -73,11 +86,32 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
 
 
 def stop_ray() -> None:
-    """Stop Ray and everything it started; a Ray that is not running is left alone."""
+    """Stop Ray and everything it started; a Ray that is not running is left alone.
+
+    Ray stops its own processes, but what an actor started (the ingress) can outlive it, so whoever descended from
+    Ray's processes and is still there a little later is ended here.
+    """
     import ray
 
     if ray.is_initialized():
+        node = ray._private.worker._global_node
+        started = [process.process.pid for group in node.all_processes.values() for process in group]
+        family = _descendants(started)
         ray.shutdown()
+        _, alive = psutil.wait_procs(family, timeout=_GRACE_S)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     session = os.environ.pop("HEADRACE_RAY_SESSION", None)
     if session:
         shutil.rmtree(session, ignore_errors=True)
+
+
+def _descendants(pids: list[int]) -> list[psutil.Process]:
+    """The processes of these ids that run, with all their children."""
+    family: dict[int, psutil.Process] = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            family |= {child.pid: child for child in [process, *process.children(recursive=True)]}
+    return list(family.values())
