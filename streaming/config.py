@@ -47,17 +47,17 @@ class KafkaSettings(Section):
         return self
 
 
-Path = Annotated[str, Field(min_length=1, pattern=r"^[^.]+(\.[^.]+)*$")]
+DottedPath = Annotated[str, Field(min_length=1, pattern=r"^[^.]+(\.[^.]+)*$")]
 
 
 class FieldPaths(Section):
     """Where each field of the Event contract stands in a record: a dotted path into the JSON object."""
 
-    event_id: Path | None = Field("event_id", description="none: records are told apart by their offset only")
-    user_id: Path = "user_id"
-    item_id: Path = "item_id"
-    type: Path = "type"
-    timestamp: Path = "timestamp"
+    event_id: DottedPath | None = Field("event_id", description="none: records are told apart by their offset only")
+    user_id: DottedPath = "user_id"
+    item_id: DottedPath = "item_id"
+    type: DottedPath = "type"
+    timestamp: DottedPath = "timestamp"
 
 
 class WindowSettings(Section):

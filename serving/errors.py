@@ -1,0 +1,57 @@
+"""What can go wrong in `serving`, as a tree; each leaf knows its HTTP status (RFC 9110).
+
+- ServingError                     500
+  - NotFoundError                  404  unknown user, item or model version
+  - InvalidRequestError            422  a field of the request; `pointer` names it (RFC 6901)
+  - UnauthorizedError              401  the API key is missing or wrong
+  - ForbiddenError                 403  switched off by the settings
+  - UnavailableError               503  a part this request needs does not answer; try again
+"""
+
+from typing import ClassVar
+
+
+class ServingError(Exception):
+    """Base of all errors raised by this package."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+
+class NotFoundError(ServingError):
+    """An unknown user, item or model version."""
+
+    status, title = 404, "Not found"
+
+
+class InvalidRequestError(ServingError):
+    """A field of the request is not acceptable.
+
+    Args:
+        pointer: JSON pointer to the field in the body, or `path/…`, `query/…`.
+        detail: what was expected and what was seen.
+    """
+
+    status, title = 422, "Invalid request"
+
+    def __init__(self, pointer: str, detail: str) -> None:
+        super().__init__(f"{pointer}: {detail}")
+        self.pointer, self.detail = pointer, detail
+
+
+class UnauthorizedError(ServingError):
+    """The API key is missing or wrong."""
+
+    status, title = 401, "Unauthorized"
+
+
+class ForbiddenError(ServingError):
+    """Switched off by the settings."""
+
+    status, title = 403, "Forbidden"
+
+
+class UnavailableError(ServingError):
+    """A part this request needs does not answer; the same request may succeed later."""
+
+    status, title = 503, "Unavailable"

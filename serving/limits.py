@@ -1,0 +1,80 @@
+"""Holds requests against the settings; a refusal names field, bound, setting and what was seen."""
+
+import time
+from collections.abc import Sequence
+
+from serving.config import ServingSettings
+from serving.errors import InvalidRequestError
+from serving.models import NewEvent, RecommendationRequest
+from streaming.config import StreamingSettings
+
+
+class Limits:
+    """What a request may ask for. All methods raise `InvalidRequestError`."""
+
+    def __init__(self, streaming: StreamingSettings, serving: ServingSettings) -> None:
+        self._streaming, self._serving = streaming, serving
+
+    def check_id(self, value: str, pointer: str) -> None:
+        """Refuse an id that is empty or too long."""
+        _length(value, self._serving.max_id_length, "serving.max_id_length", pointer)
+
+    def check_batch(self, requests: Sequence[RecommendationRequest]) -> None:
+        """Refuse a batch that is too large, or that holds a request out of bounds."""
+        _count(requests, self._serving.batch_max, "serving.batch_max", "/requests")
+        for position, request in enumerate(requests):
+            self.check_request(request, f"/requests/{position}")
+
+    def check_request(self, request: RecommendationRequest, place: str) -> None:
+        """Refuse a ranking that is out of bounds; `place` is where it stands in the body."""
+        k_max = self._serving.k_max
+        if request.k is not None and not 1 <= request.k <= k_max:
+            raise InvalidRequestError(
+                f"{place}/k", f"expected 1 to {k_max} (setting serving.k_max), got {request.k}"
+            )
+        if request.user_id is not None:
+            self.check_id(request.user_id, f"{place}/user_id")
+        limit = self._serving.inline_events_max
+        _count(request.events, limit, "serving.inline_events_max", f"{place}/events")
+        for number, event in enumerate(request.events):
+            self._check_type(event.type, f"{place}/events/{number}/type")
+            self.check_id(event.item_id, f"{place}/events/{number}/item_id")
+
+    def check_events(self, events: Sequence[NewEvent]) -> None:
+        """Hold events against what the ingestor will accept, so that none ends as a dead letter."""
+        _count(events, self._serving.events_max, "serving.events_max", "/events")
+        ahead_s = self._streaming.max_future_s
+        latest_ms = (time.time() + ahead_s) * 1000
+        for position, event in enumerate(events):
+            place = f"/events/{position}"
+            self._check_type(event.type, f"{place}/type")
+            if event.timestamp is not None and event.timestamp > latest_ms:
+                raise InvalidRequestError(
+                    f"{place}/timestamp",
+                    f"expected at most {ahead_s:g} s ahead of now (setting streaming.max_future_s), "
+                    f"got {event.timestamp}",
+                )
+            for name in ("user_id", "item_id", "event_id"):
+                value = getattr(event, name)
+                if value is not None:
+                    limit = self._streaming.max_id_length
+                    _length(value, limit, "streaming.max_id_length", f"{place}/{name}")
+
+    def _check_type(self, name: str, pointer: str) -> None:
+        if name not in self._streaming.event_types:
+            known = ", ".join(self._streaming.event_types)
+            raise InvalidRequestError(
+                pointer, f"expected one of {known} (setting streaming.event_types), got {name[:60]!r}"
+            )
+
+
+def _length(value: str, limit: int, setting: str, pointer: str) -> None:
+    if not 0 < len(value) <= limit:
+        raise InvalidRequestError(
+            pointer, f"expected 1 to {limit} characters (setting {setting}), got {len(value)}"
+        )
+
+
+def _count(values: Sequence[object], limit: int, setting: str, pointer: str) -> None:
+    if len(values) > limit:
+        raise InvalidRequestError(pointer, f"expected at most {limit} (setting {setting}), got {len(values)}")

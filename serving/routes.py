@@ -1,0 +1,204 @@
+"""The routes, grouped by what they are about; each group is a function of what it needs.
+
+Rankings are computed in the event loop, not in a thread: one takes a millisecond or two, and handing it to
+a thread and back costs a part of that and gains nothing while the interpreter runs one thread at a time.
+What waits (broker, supervisor, files) goes to a thread or is awaited, with a time-out.
+
+Handlers return the answer models as they are: FastAPI renders those with pydantic in one pass, which a
+response rendered by hand beat by 6 µs only.
+"""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response, Security
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from serving import metrics
+from serving.auth import API_KEY, require_admin
+from serving.engine import Recommender
+from serving.errors import UnavailableError
+from serving.models import (
+    Acknowledgements,
+    BatchAnswer,
+    BatchRequest,
+    Health,
+    ModelList,
+    NewEvents,
+    PromoteAnswer,
+    Recommendations,
+    SimilarItems,
+    UserAnswer,
+)
+from serving.ports import EventSink, Pipeline
+from serving.problems import describe
+
+_THREAD_FROM = 8  # a batch this large takes long enough to leave the event loop to others
+
+UserId = Annotated[str, Path(description="any UTF-8 text, percent-encoded", examples=["259"])]
+ItemId = Annotated[str, Path(description="any UTF-8 text, percent-encoded", examples=["50"])]
+
+
+def recommendation_routes(recommender: Recommender) -> APIRouter:
+    """Rankings for users, sessions and items."""
+    router = APIRouter(tags=["recommendations"])
+    settings = recommender.settings
+    Items = Annotated[int, Query(ge=1, le=settings.k_max, description="items wanted")]
+
+    @router.post(
+        "/v1/recommendations",
+        summary="Rank items for several users or sessions at once",
+        responses=describe(422),
+    )
+    async def recommend_batch(body: BatchRequest) -> BatchAnswer:
+        """Each request names a `user_id`, inline `events`, or both.
+
+        Events alone are an anonymous session: it is ranked as a user with exactly those events would be, and
+        nothing is stored. With a `user_id`, inline events count as the user's newest, ahead of the stream.
+        """
+        if len(body.requests) < _THREAD_FROM:
+            results = recommender.recommend_batch(body.requests)
+        else:
+            results = await asyncio.to_thread(recommender.recommend_batch, body.requests)
+        return BatchAnswer(results=results)
+
+    @router.get(
+        "/v1/recommendations/{user_id:path}",
+        summary="Rank items for a user",
+        responses=describe(422),
+    )
+    async def recommend(
+        user_id: UserId,
+        k: Items = settings.k_default,
+        exclude_seen: Annotated[
+            bool, Query(description="leave out items among the user's newest events")
+        ] = settings.exclude_seen,
+    ) -> Recommendations:
+        """The best items for this user now, each with the reason it is there.
+
+        `model` and `state` say what the answer was made from: the bundle's version and age, and the offset
+        and age of the newest event of this user that it knows. A user nobody has seen gets what is popular.
+        """
+        recommender.limits.check_id(user_id, "path/user_id")
+        return recommender.recommend(user_id, k, exclude_seen)
+
+    @router.get(
+        "/v1/items/{item_id:path}/similar",
+        summary="Find items like this one",
+        responses=describe(404, 422),
+    )
+    async def similar(item_id: ItemId, k: Items = settings.k_default) -> SimilarItems:
+        """Nearest neighbours by the model's item vectors; by text alone before there is a model."""
+        recommender.limits.check_id(item_id, "path/item_id")
+        return recommender.similar(item_id, k)
+
+    return router
+
+
+def user_routes(recommender: Recommender, sink: EventSink) -> APIRouter:
+    """Events in, and the state they made."""
+    router = APIRouter(tags=["users and events"])
+
+    @router.post(
+        "/v1/events",
+        status_code=202,
+        summary="Publish events to the stream",
+        responses=describe(422, 503),
+    )
+    async def publish(body: NewEvents) -> Acknowledgements:
+        """All events are validated first; if one is wrong, none is published and the answer names the field.
+
+        The answer comes when the broker has stored them, with partition and offset of each. Rankings follow
+        within the stream's latency; `state.offset` there says when.
+        """
+        recommender.limits.check_events(body.events)
+        accepted = await sink.produce(body.events)
+        metrics.PRODUCED.inc(len(accepted))
+        return Acknowledgements(accepted=accepted)
+
+    @router.get(
+        "/v1/users/{user_id:path}",
+        summary="Look at a user's state",
+        responses=describe(404, 422),
+    )
+    async def user(user_id: UserId) -> UserAnswer:
+        """The newest events, newest first, and the counts kept beside them."""
+        recommender.limits.check_id(user_id, "path/user_id")
+        return recommender.user(user_id)
+
+    return router
+
+
+def model_routes(recommender: Recommender) -> APIRouter:
+    """What the learner has made, and which of it serves."""
+    router = APIRouter(tags=["models"])
+
+    @router.get("/v1/models", summary="List model versions")
+    async def models() -> ModelList:
+        """Every version, newest first, with the gate's verdict and all numbers it looked at."""
+        return await asyncio.to_thread(recommender.models)
+
+    @router.post(
+        "/v1/models/{version}/promote",
+        summary="Serve another version",
+        responses=describe(401, 403, 404),
+    )
+    async def promote(
+        version: Annotated[str, Path(description="as listed by GET /v1/models", max_length=200)],
+        reason: Annotated[
+            str, Query(max_length=500, description="kept in the registry's history")
+        ] = "by hand",
+        key: Annotated[str | None, Security(API_KEY)] = None,
+    ) -> PromoteAnswer:
+        """Roll back or forward by hand. Replicas follow within `serving.refresh_s`; no request fails."""
+        require_admin(recommender.settings, key)
+        return await asyncio.to_thread(recommender.promote, version, reason)
+
+    return router
+
+
+def operation_routes(
+    recommender: Recommender, pipeline: Pipeline, window: metrics.RequestWindow
+) -> APIRouter:
+    """What an operator, a probe or a scraper asks."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/v1/stats", summary="How the whole system is doing")
+    async def stats() -> dict[str, object]:
+        """The supervisor's status with this replica's own numbers.
+
+        Where the supervisor does not answer in time, `pipeline` is null and `note` says why.
+        """
+        own: dict[str, object] = {
+            "request_ms": window.summary(),
+            "model": recommender.model_state().model_dump(),
+            "items_servable": recommender.servable(),
+        }
+        try:
+            return {"pipeline": "reachable"} | await pipeline.status() | own
+        except UnavailableError as error:
+            return {"pipeline": None, "note": str(error)} | own
+
+    @router.get("/healthz", summary="Is the process alive?")
+    async def health() -> Health:
+        """200 as long as the event loop turns."""
+        return Health(status="ok")
+
+    @router.get("/readyz", summary="Can it answer?", responses=describe(503))
+    async def ready() -> Health:
+        """200 once there is an item to recommend, with a model or without."""
+        items = recommender.servable()
+        if not items:
+            raise UnavailableError("no item can be recommended yet: publish items to the items topic")
+        return Health(
+            status="ok", detail=f"{items} items, model {recommender.model_state().version or 'none yet'}"
+        )
+
+    @router.get("/metrics", summary="Prometheus metrics of this replica", response_class=Response)
+    async def prometheus() -> Response:
+        """Text exposition format."""
+        age_s = recommender.model_state().age_s
+        metrics.MODEL_AGE_SECONDS.set(float("nan") if age_s is None else age_s)
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

@@ -1,0 +1,146 @@
+"""Everything one answer is made from, as one immutable value.
+
+A request reads the engine's reference to it once and works with that to the end, so a swap between two
+requests is one assignment, and no answer mixes two models.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from serving.index import ExactIndex, Index
+from serving.items import Bools, Floats, ItemTable, Learned, find, merge
+from serving.models import ModelState
+from serving.scorer import EncoderInput, Scorer, text_representations
+from streaming.catalog import CatalogSnapshot
+from streaming.hashing import UInt64
+from streaming.rows import Int64
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """N items, and the model over them if there is one."""
+
+    table: ItemTable
+    model: Learned | None
+    catalog_version: int
+    scorer: Scorer | None  # None: nothing but popularity can rank
+    index: Index | None  # None: no item has a vector
+    vectors: torch.Tensor  # (N, d) unit vectors of the model, or of the text encoder before there is a model
+    scored: Bools  # (N,) has a vector
+    popularity: Floats  # (N,) share of recent events
+    popular_rows: Int64  # servable rows, most popular first, ties by item hash
+    type_codes: Int64  # (T,) the model's code of each stream type
+
+    def servable(self) -> int:
+        """Count the items that can be recommended."""
+        return len(self.popular_rows)
+
+    def state(self, now_s: float) -> ModelState:
+        """Say which model this is."""
+        if self.model is None:
+            return ModelState(version=None, age_s=None, kind="popular")
+        age_s = round(max(0.0, now_s - self.model.created_s), 3)
+        return ModelState(version=self.model.bundle.version, age_s=age_s, kind="trained")
+
+
+def build(
+    catalog: CatalogSnapshot,
+    model: Learned | None,
+    window_shares: tuple[UInt64, Floats],
+    event_types: tuple[str, ...],
+) -> Snapshot:
+    """Put a snapshot together; the slow part of a swap, done beside the serving one.
+
+    Args:
+        catalog: what exists now.
+        model: the promoted model, if any.
+        window_shares: item hashes (ascending) and shares, used while there is no model.
+        event_types: names of the stream's type codes.
+
+    Raises:
+        ValueError: the model gives vectors that are not finite.
+    """
+    table = merge(catalog, model)
+    if model:
+        vectors, scored = _model_vectors(table, catalog, model)
+        popularity = _spread(model.popularity, table.learned_rows)
+        scorer: Scorer | None = Scorer(model.bundle.model, vectors)
+        scale = model.bundle.config.scale
+        learned = list(model.bundle.event_types)
+    else:
+        vectors, scored = _text_vectors(table, catalog)
+        popularity = _spread(window_shares[1], find(window_shares[0], table.hashes))
+        scorer, scale, learned = None, 1.0, []
+    # a type that came after the bundle was trained is read as the first one
+    codes = np.array([learned.index(name) if name in learned else 0 for name in event_types], np.int64)
+    servable = np.flatnonzero(table.available)
+    by_share = servable[np.lexsort((servable, -popularity[servable]))]
+    index = ExactIndex(vectors, table.available & scored, scale) if scored.any() else None
+    snapshot = Snapshot(
+        table, model, catalog.version, scorer, index, vectors, scored, popularity, by_share, codes
+    )
+    _warm_up(snapshot)
+    return snapshot
+
+
+def _spread(values: Floats, rows: Int64) -> Floats:
+    """Values of the rows given, 0 where the row is -1."""
+    spread = np.zeros(len(rows), np.float32)
+    spread[rows >= 0] = values[rows[rows >= 0]]
+    return spread
+
+
+def _model_vectors(table: ItemTable, catalog: CatalogSnapshot, model: Learned) -> tuple[torch.Tensor, Bools]:
+    """Unit vectors: the bundle's own, and for items it has not seen, from their text."""
+    bundle = model.bundle
+    vectors = torch.zeros((len(table), bundle.config.dim), dtype=torch.float32)
+    scored = table.learned_rows >= 0
+    vectors[torch.from_numpy(scored)] = torch.from_numpy(model.vectors[table.learned_rows[scored]])
+    fresh = _encoded(table, catalog) & ~scored
+    if fresh.any():
+        text = catalog.vectors[table.catalog_rows[fresh]]
+        if text.shape[1] == bundle.config.text_dim:
+            vectors[torch.from_numpy(fresh)] = text_representations(bundle.model, np.ascontiguousarray(text))
+            scored |= fresh
+        else:
+            logger.warning(
+                "model %s reads text vectors of width %d, the catalogue has %d: new items wait for a model "
+                "trained on them",
+                bundle.version,
+                bundle.config.text_dim,
+                text.shape[1],
+            )
+    return vectors, scored
+
+
+def _text_vectors(table: ItemTable, catalog: CatalogSnapshot) -> tuple[torch.Tensor, Bools]:
+    """Text vectors themselves, so that similar items can be shown before there is a model."""
+    encoded = _encoded(table, catalog)
+    vectors = np.zeros((len(table), catalog.vectors.shape[1]), np.float32)
+    vectors[encoded] = catalog.vectors[table.catalog_rows[encoded]]
+    return normalize(torch.from_numpy(vectors), dim=-1), encoded
+
+
+def _encoded(table: ItemTable, catalog: CatalogSnapshot) -> Bools:
+    encoded = table.catalog_rows >= 0
+    encoded[encoded] = catalog.encoded[table.catalog_rows[encoded]]
+    return encoded
+
+
+def _warm_up(snapshot: Snapshot, rounds: int = 3) -> None:
+    """Run some requests' worth of work, so that the first real one finds all allocated, and check it."""
+    if snapshot.scorer is None or snapshot.index is None:
+        return
+    rows = np.flatnonzero(snapshot.scored)[: snapshot.scorer.length]
+    steps = np.arange(len(rows), dtype=np.int64)
+    for _ in range(rounds):
+        users = snapshot.scorer.encode([EncoderInput(rows, steps * 60_000, np.zeros_like(rows))])
+        snapshot.index.search(users, 10, [np.empty(0, np.int64)])
+    if not (torch.isfinite(users).all() and torch.isfinite(snapshot.vectors).all()):
+        raise ValueError("the model gives vectors that are not finite numbers; it is not taken into service")
