@@ -1,0 +1,164 @@
+"""Settings of training: every knob with its meaning, unit and bound. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Settings):
+    """Shape of the recommender; stored in every bundle."""
+
+    dim: int = Field(64, ge=8, le=1024, description="width of item and user vectors")
+    blocks: int = Field(2, ge=1, le=24, description="transformer blocks of the user encoder")
+    heads: int = Field(2, ge=1, le=32, description="attention heads; must divide dim")
+    feed_factor: int = Field(2, ge=1, le=8, description="feed-forward width as a multiple of dim")
+    length: int = Field(
+        50, ge=2, le=4096, description="events of history read, at most streaming.sequence_length"
+    )
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate inside the encoder")
+    text_dim: int = Field(384, ge=1, description="width of text vectors; the learner takes the catalogue's")
+    id_capacity: int = Field(
+        8192, ge=1, description="rows of the id table; recycled least recently used first"
+    )
+    num_types: int = Field(
+        8, ge=1, le=256, description="event types; the learner takes streaming.event_types'"
+    )
+    scale: float = Field(
+        16.0, gt=0, le=200, description="factor on the cosine before the softmax (1/temperature)"
+    )
+    id_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of items trained from text alone in each step"
+    )
+    text_init: float = Field(
+        1.0, gt=0, description="standard deviation of the text projection's first weights"
+    )
+    id_init: float = Field(0.3, ge=0, description="standard deviation of the id table's first weights")
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> ModelConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"heads must divide dim; got heads = {self.heads}, dim = {self.dim}")
+        return self
+
+
+class AdversarialConfig(_Settings):
+    """Adversarial fine-tuning on item representations: (1 - share)·L(x) + share·L(x + δ)."""
+
+    enabled: bool = Field(True, description="train on perturbed histories too")
+    epsilon: float = Field(0.1, ge=0, le=10, description="radius of δ as a share of a representation's norm")
+    steps: int = Field(
+        1, ge=1, le=20, description="1 = FGM, more = PGD (each step costs a forward and a backward)"
+    )
+    share: float = Field(0.5, ge=0, le=1, description="weight of the perturbed loss")
+    start_step: int = Field(600, ge=0, description="optimiser steps trained clean before it begins")
+
+
+class GateConfig(_Settings):
+    """What a candidate is examined on, and how much worse it may be."""
+
+    ndcg_tolerance: float = Field(
+        0.05, ge=0, lt=1, description="share of the incumbent's NDCG@10 a candidate may lose"
+    )
+    attacked_ndcg_tolerance: float = Field(
+        0.1, ge=0, lt=1, description="share of the incumbent's NDCG@10 under PGD a candidate may lose"
+    )
+    min_gain_over_popularity: float = Field(
+        0.0, ge=0, description="share by which a first model must beat popularity's NDCG@10"
+    )
+    pgd_epsilon: float = Field(0.1, ge=0, le=10, description="radius of the exam's attack, share of the norm")
+    pgd_steps: int = Field(3, ge=1, le=50, description="PGD steps of the exam's attack")
+    min_targets: int = Field(
+        200, ge=1, description="fewer scorable events than this are no exam: windows are merged"
+    )
+    max_targets: int = Field(2000, ge=1, description="events examined at most, a fixed sample beyond")
+    batch_size: int = Field(32, ge=1, description="histories examined at a time")
+    unseen_only: bool = Field(
+        True, description="examine only items new to the user, as serving recommends by default"
+    )
+
+
+class TrainingSettings(_Settings):
+    """The continuous learner: when it trains, on what, with how much of the machine."""
+
+    model: ModelConfig = ModelConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    gate: GateConfig = GateConfig()
+
+    text_encoder: str = Field(
+        "packaged", min_length=1, description="'packaged', a Hugging Face name, or a folder"
+    )
+    finetune: Literal["frozen"] = Field(
+        "frozen", description="what of the text encoder is trained: nothing yet"
+    )
+
+    num_workers: int = Field(1, ge=1, le=1024, description="Ray Train workers")
+    cpus_per_worker: float = Field(
+        0.5, gt=0, description="CPUs that Ray reserves per worker (a booking, no limit)"
+    )
+    use_gpu: bool = Field(False, description="one GPU per worker, NCCL between them")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="arithmetic; weights and optimiser stay fp32; auto = bf16 where the hardware has it",
+    )
+
+    batch_size: int = Field(16, ge=1, description="sequences per optimiser step, over all workers")
+    lr: float = Field(4e-3, gt=0, le=1, description="peak learning rate of the first model (AdamW, cosine)")
+    window_lr: float = Field(5e-4, gt=0, le=1, description="peak learning rate of fine-tuning on a window")
+    warmup_steps: int = Field(30, ge=0, description="steps from 0 to the peak, in every round")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    initial_epochs: int = Field(22, ge=1, description="passes over the windows of the first model")
+    epochs_per_window: int = Field(2, ge=1, description="passes over the new windows of a later round")
+    overlap: int = Field(
+        0, ge=0, description="inputs shared by consecutive chunks of a long row, less than length"
+    )
+    replay_windows: int = Field(50, ge=0, description="older windows that replayed sequences are drawn from")
+    replay_ratio: float = Field(1.0, ge=0, le=100, description="replayed sequences per new one")
+    full_softmax_items: int = Field(20_000, ge=0, description="catalogues above this use the sampled softmax")
+    negatives: int = Field(2048, ge=1, description="negatives per step of the sampled softmax")
+
+    max_seconds_initial: float = Field(75.0, gt=0, description="longest training of the first model, s")
+    max_seconds_per_window: float = Field(20.0, gt=0, description="longest fine-tuning in a round, s")
+    initial_threads: int = Field(
+        1, ge=0, le=1024, description="threads of a worker for the first model; 0 = its share of the machine"
+    )
+    threads: int = Field(1, ge=1, le=1024, description="threads of a worker after the first promotion")
+    nice: int = Field(10, ge=0, le=19, description="niceness after the first promotion")
+
+    min_initial_windows: int = Field(
+        2, ge=2, description="complete windows before the first model: train and exam"
+    )
+    initial_events: int = Field(
+        0, ge=0, description="events in complete windows before the first model; 0 = no matter"
+    )
+    catalog_timeout_s: float = Field(
+        60.0, ge=0, description="longest wait for text vectors once windows are there, s"
+    )
+    poll_interval_s: float = Field(0.5, gt=0, le=60, description="time between looks for new windows, s")
+    popularity_half_life_h: float = Field(
+        336.0, gt=0, description="half-life of the counts behind the popularity ranking, hours of event time"
+    )
+
+    seed: int = Field(0, ge=0, lt=2**31, description="everything random in training follows from it")
+    max_failures: int = Field(
+        -1, ge=-1, description="worker failures Ray Train recovers from; -1 = any number"
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="training checkpoints kept on disk")
+    keep_versions: int = Field(
+        20, ge=2, description="model bundles kept beside the current and the previous one"
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> TrainingSettings:
+        if self.overlap >= self.model.length:
+            raise ValueError(
+                f"overlap must be below model.length = {self.model.length}; got overlap = {self.overlap}"
+            )
+        return self

@@ -1,0 +1,152 @@
+"""The DeepSpeed engine: the only room that imports DeepSpeed, and only when an engine is built.
+
+Weights and optimiser state are float32 at every ZeRO stage; bf16 is arithmetic (autocast in the objective), which
+costs a model of this size nothing in memory and keeps promoted weights exact. AdamW is torch's own, so nothing is
+compiled at start. DeepSpeed's shared-memory op is left unbuilt: it serves `inference_all_reduce` of tensor-parallel
+inference and no collective of training, and building it would cost a C++ compiler and half a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.config import ModelConfig, TrainingSettings
+from training.errors import LearnerError
+from training.losses import Objective
+from training.model import SequenceModel
+
+log = logging.getLogger("headrace.training")
+
+
+def has_compiler() -> bool:
+    """True if a C++ compiler is on the PATH or named by CXX."""
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in (named, "c++", "g++", "clang++") if name)
+
+
+def device_of(settings: TrainingSettings) -> torch.device:
+    """Where a worker computes.
+
+    Raises:
+        LearnerError: a GPU was asked for and there is none.
+    """
+    if not settings.use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise LearnerError(
+            "training.use_gpu is true but torch sees no GPU; set it to false or fix the driver"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def uses_bf16(settings: TrainingSettings, device: torch.device) -> bool:
+    """Whether matrix products run in bf16: as set, or for `auto` where the hardware multiplies bf16 natively."""
+    if settings.precision != "auto":
+        return settings.precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def prepare(device: torch.device) -> None:
+    """Import DeepSpeed for this device and attach it to the process group that Ray Train set up.
+
+    Idempotent. Logs a notice where no compiler is at hand: training then needs none.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    if device.type == "cpu":
+        if not has_compiler():
+            log.warning(
+                "no C++ compiler found: workers talk over gloo alone (training needs no more than that)"
+            )
+        deepspeed.ops.__compatible_ops__ = {}  # DeepSpeed builds the shared-memory op only if listed here
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def engine_config(settings: TrainingSettings, workers: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for these settings.
+
+    Raises:
+        LearnerError: the batch does not divide among the workers.
+    """
+    if settings.batch_size % workers:
+        raise LearnerError(
+            f"training.batch_size must be a multiple of num_workers; got {settings.batch_size} for {workers} workers"
+        )
+    return {
+        "train_micro_batch_size_per_gpu": settings.batch_size // workers,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.gradient_clip,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": settings.lr,
+                "betas": [0.9, 0.98],
+                "weight_decay": settings.weight_decay,
+                "torch_adam": True,
+            },
+        },
+        "zero_optimization": {"stage": settings.zero_stage},
+        "steps_per_print": 10**9,
+    }
+
+
+def build_engine(
+    shape: ModelConfig,
+    settings: TrainingSettings,
+    device: torch.device,
+    weights: dict[str, Tensor] | None = None,
+) -> Any:
+    """A fresh engine around an :class:`Objective`, with new optimiser state.
+
+    Args:
+        shape: the model's. settings: optimiser, stage, precision. device: from :func:`device_of`.
+        weights: state of a :class:`SequenceModel` to start from; None = initialised from ``settings.seed``.
+    """
+    import deepspeed
+
+    torch.manual_seed(settings.seed)  # every worker starts from the same weights
+    model = SequenceModel(shape)
+    if weights is not None:
+        model.load_state_dict(weights)
+    objective = Objective(model, settings.adversarial, autocast=uses_bf16(settings, device)).to(device)
+    if settings.zero_stage == 3:
+        # Stage 3 would free a module's weights after the perturbation's backward, before the loss's own needs them:
+        # as one leaf the model is gathered for a whole step and stays partitioned in between.
+        deepspeed.utils.set_z3_leaf_modules(objective, [Objective])
+    engine, *_ = deepspeed.initialize(
+        model=objective,
+        model_parameters=[p for p in objective.parameters() if p.requires_grad],
+        config=engine_config(settings, dist.get_world_size()),
+    )
+    return engine
+
+
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """The whole model on CPU, float32, whatever the ZeRO stage. Every worker must call it; rank 0's is complete."""
+    import deepspeed
+
+    model: SequenceModel = engine.module.model
+    if engine.zero_optimization_stage() < 3:
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in model.state_dict().items()}
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def set_lr(engine: Any, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,234 @@
+"""The gate: is a candidate good enough, and hard enough to push around, to replace what is being served?
+
+Both models rank the same unseen events (the *exam*), once clean and once while PGD moves the representations of the
+histories to make them fail (`training.adversarial.perturb`, the function that training uses). The candidate is
+promoted if neither NDCG@10 falls below the incumbent's by more than the configured share. Without an incumbent it has
+to beat the popularity ranking. Whatever the verdict, every number and the reason are returned for `eval.json`.
+
+Cost: (2 + steps) passes over the exam per model; 2,000 targets over 2,000 items take about a second on one core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.adversarial import perturb
+from training.config import GateConfig
+from training.data import Batch, Chunks, Sequences, cut, make_batch
+from training.items import ItemTable
+from training.losses import full_softmax
+from training.metrics import Ranks, ranks_of, summary
+from training.model import SequenceModel
+
+_SCORES_AT_ONCE = 8_000_000  # (targets × items) floats held at a time
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model as it would stand in serving: its weights, and its id slots for the exam's items (N,) int64."""
+
+    version: str
+    model: SequenceModel
+    slots: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Unseen events to rank.
+
+    Attributes:
+        table: the N items ranked. sequences, rows: the events and their (E,) item-table rows.
+        chunks: the histories examined. scored: (E,) bool, the targets that count.
+        popularity: (N,) float32, the baseline's scores. name: which windows, for the record.
+        unseen_only: rank against items outside the user's history, as serving does by default.
+    """
+
+    table: ItemTable
+    sequences: Sequences
+    rows: NDArray[np.int64]
+    chunks: Chunks
+    scored: NDArray[np.bool_]
+    popularity: NDArray[np.float32]
+    name: str
+    unseen_only: bool
+
+    @property
+    def targets(self) -> int:
+        """Number of events ranked."""
+        return int(
+            sum(
+                self.scored[a : b + 1].sum()
+                for a, b in zip(self.chunks.first_target, self.chunks.stop, strict=True)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, why, and every number it looked at."""
+
+    promote: bool
+    reason: str
+    numbers: dict[str, Any]
+
+
+def scorable(sequences: Sequences, unseen_only: bool) -> NDArray[np.bool_]:
+    """(E,) bool: targets the gate can score; with ``unseen_only`` those new to their user's row."""
+    mask = sequences.targets()
+    return mask & sequences.first_occurrences() if unseen_only else mask
+
+
+def make_exam(
+    sequences: Sequences,
+    table: ItemTable,
+    popularity: NDArray[np.float32],
+    config: GateConfig,
+    *,
+    length: int,
+    name: str,
+) -> Exam:
+    """An exam of at most about ``config.max_targets`` events, the same for the same window.
+
+    Args:
+        sequences: the unseen window. table: items to rank, covering the window's. popularity: (N,) baseline scores.
+        config: sizes and whether repeats count. length: L, inputs the models read. name: for the record.
+    """
+    scored = scorable(sequences, config.unseen_only)
+    chunks = cut(sequences, length, overlap=length // 2)
+    worth = np.array(
+        [scored[a : b + 1].sum() for a, b in zip(chunks.first_target, chunks.stop, strict=True)],
+        dtype=np.int64,
+    )
+    order = np.random.default_rng(0).permutation(len(chunks))
+    order = order[worth[order] > 0]
+    enough = np.cumsum(worth[order]) - worth[order] < config.max_targets
+    picked = chunks.take(np.sort(order[enough]))
+    rows = table.rows_of(sequences.items)
+    return Exam(table, sequences, rows, picked, scored, popularity, name, config.unseen_only)
+
+
+def judge(candidate: Contender, incumbent: Contender | None, exam: Exam, config: GateConfig) -> Verdict:
+    """Compare on the exam; see the module's docstring for the rule."""
+    numbers: dict[str, Any] = {
+        "exam": {"windows": exam.name, "targets": exam.targets, "items": len(exam.table)},
+        "attack": {"epsilon": config.pgd_epsilon, "steps": config.pgd_steps},
+        "tolerance": {"ndcg": config.ndcg_tolerance, "attacked_ndcg": config.attacked_ndcg_tolerance},
+        "candidate": {"version": candidate.version, **_measure(candidate, exam, config)},
+        "popularity": summary(_popularity_ranks(exam)),
+    }
+    broken = [
+        name for name, weight in candidate.model.state_dict().items() if not torch.isfinite(weight).all()
+    ]
+    if broken:
+        return Verdict(False, f"weights are not finite: {', '.join(broken[:3])}", numbers)
+    if incumbent is None:
+        return _against_popularity(numbers, config)
+    numbers["incumbent"] = {"version": incumbent.version, **_measure(incumbent, exam, config)}
+    return _against_incumbent(numbers, config)
+
+
+def _against_popularity(numbers: dict[str, Any], config: GateConfig) -> Verdict:
+    mine, floor = numbers["candidate"]["ndcg@10"], numbers["popularity"]["ndcg@10"]
+    comparison = f"NDCG@10 {mine:.4f} against popularity {floor:.4f}"
+    if mine > floor * (1 + config.min_gain_over_popularity):
+        return Verdict(True, f"first model: {comparison}", numbers)
+    needed = f"needs more than {1 + config.min_gain_over_popularity:.2f} times as much"
+    return Verdict(False, f"no better than popularity: {comparison}, {needed}", numbers)
+
+
+def _against_incumbent(numbers: dict[str, Any], config: GateConfig) -> Verdict:
+    mine, theirs = numbers["candidate"], numbers["incumbent"]
+    checks = (
+        ("ndcg@10", "NDCG@10", config.ndcg_tolerance),
+        ("attacked_ndcg@10", "NDCG@10 under PGD", config.attacked_ndcg_tolerance),
+    )
+    for key, label, tolerance in checks:
+        floor = theirs[key] * (1 - tolerance)
+        if not mine[key] >= floor:
+            reason = (
+                f"{label} {mine[key]:.4f} is below {floor:.4f} ({theirs['version']} has {theirs[key]:.4f}, "
+            )
+            return Verdict(False, reason + f"tolerance {tolerance:.0%})", numbers)
+    told = ", ".join(f"{label} {mine[key]:.4f} against {theirs[key]:.4f}" for key, label, _ in checks)
+    return Verdict(True, f"no worse than {theirs['version']}: {told}", numbers)
+
+
+def _measure(contender: Contender, exam: Exam, config: GateConfig) -> dict[str, float]:
+    """Clean and attacked metrics of one model."""
+    contender.model.eval()
+    with torch.no_grad():
+        text, slots = torch.from_numpy(exam.table.text), torch.from_numpy(contender.slots)
+        items = contender.model.item_representations(text, slots)
+    clean, attacked = [], []
+    length = contender.model.config.length
+    size = max(1, min(config.batch_size, _SCORES_AT_ONCE // max(len(exam.table) * length, 1)))
+    for at in range(0, len(exam.chunks), size):
+        chunks = exam.chunks.take(np.arange(at, min(at + size, len(exam.chunks))))
+        batch = make_batch(exam.sequences, exam.rows, chunks)
+        clean.append(_ranks(contender.model, items, batch, chunks, exam, None))
+        attacked.append(_ranks(contender.model, items, batch, chunks, exam, config))
+    under_attack = {f"attacked_{name}": value for name, value in summary(_join(attacked)).items()}
+    return {**summary(_join(clean)), **under_attack}
+
+
+def _join(parts: list[Ranks]) -> Ranks:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _ranks(
+    model: SequenceModel, items: Tensor, batch: Batch, chunks: Chunks, exam: Exam, attack: GateConfig | None
+) -> Ranks:
+    """Ranks of the scored targets of one batch, under PGD if ``attack`` is given."""
+    history = items[batch.items] * batch.mask.unsqueeze(-1)  # (B, L, d)
+    at = chunks.stop[:, None] - batch.mask.shape[1] + np.arange(batch.mask.shape[1])  # flat input positions
+    wanted = batch.targets >= 0
+    wanted &= torch.from_numpy(exam.scored[np.minimum(np.maximum(at, 0) + 1, len(exam.scored) - 1)])
+    targets = batch.targets[wanted]
+
+    def loss_of(moved: Tensor) -> Tensor:
+        users = model(moved, batch.types, batch.gaps, batch.mask)[wanted]
+        return full_softmax(model, users, items, targets).sum()
+
+    if attack is not None:
+        history = history + perturb(loss_of, history, epsilon=attack.pgd_epsilon, steps=attack.pgd_steps)
+    with torch.no_grad():
+        users = model(history, batch.types, batch.gaps, batch.mask)[wanted]
+    places = (at + 1)[wanted.numpy()]
+    starts = exam.sequences.offsets[:-1][np.broadcast_to(chunks.row[:, None], at.shape)[wanted.numpy()]]
+    ranks, stride = [], max(1, _SCORES_AT_ONCE // max(len(exam.table), 1))
+    for k in range(0, len(targets), stride):
+        scores = model.scores(users[k : k + stride], items).detach()
+        excluded = _histories(exam, starts[k : k + stride], places[k : k + stride])
+        ranks.append(ranks_of(scores, targets[k : k + stride], excluded))
+    return _join(ranks)
+
+
+def _histories(exam: Exam, starts: NDArray[np.int64], places: NDArray[np.int64]) -> Tensor | None:
+    """(T, N) bool: items that each target's user had before it; None if repeats count."""
+    if not exam.unseen_only:
+        return None
+    seen = np.zeros((len(places), len(exam.table)), dtype=bool)
+    for query, (start, place) in enumerate(zip(starts, places, strict=True)):
+        seen[query, exam.rows[start:place]] = True
+    return torch.from_numpy(seen)
+
+
+def _popularity_ranks(exam: Exam) -> Ranks:
+    """Ranks of the same targets by popularity alone."""
+    scores = torch.from_numpy(exam.popularity)
+    ranks = []
+    chunks = exam.chunks
+    for first, stop, row in zip(chunks.first_target, chunks.stop, chunks.row, strict=True):
+        places = np.arange(first, stop + 1)
+        places = places[exam.scored[places]]
+        starts = np.full(len(places), exam.sequences.offsets[row])
+        excluded = _histories(exam, starts, places)
+        targets = torch.from_numpy(exam.rows[places])
+        ranks.append(ranks_of(scores.expand(len(places), -1), targets, excluded))
+    return _join(ranks)

@@ -1,0 +1,147 @@
+"""What training minimises: next-item softmax over the catalogue, full or sampled, clean and perturbed.
+
+Legend: B rows, L positions, d width, N items of the round, T targets of a batch, S sampled negatives.
+
+Losses are sums weighted by trust, to be divided by the weight of the *global* batch: DeepSpeed averages gradients
+over workers, so a worker's share times the number of workers over the global weight gives the exact global mean
+however unevenly rows fall. Everything from the logits on is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as fn
+
+from training.adversarial import perturb
+from training.config import AdversarialConfig
+from training.data import Batch
+from training.model import SequenceModel
+
+
+def full_softmax(model: SequenceModel, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
+    """(T,) cross-entropy of ``targets`` (T,) rows given users (T, d) over all items (N, d)."""
+    return fn.cross_entropy(model.scores(users, items).float(), targets, reduction="none")
+
+
+def sampled_softmax(
+    model: SequenceModel, users: Tensor, items: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
+) -> Tensor:
+    """(T,) cross-entropy against shared negatives, corrected for how often each is drawn.
+
+    Negatives are drawn with replacement from q, and log(S·q) is taken off their scores (Bengio and Senécal 2008;
+    TensorFlow's ``sampled_softmax_loss``), so the expected partition function is that of the full softmax. The target
+    keeps its plain score and is struck out where it was drawn as its own negative.
+
+    Args:
+        model: gives scores.
+        users: (T, d). items: (N, d) representations. targets: (T,) int64 rows of ``items``.
+        negatives: (S,) int64 rows of ``items``.
+        log_q: (S,) log of the probability that one draw gives each negative.
+    """
+    positive = model.config.scale * fn.cosine_similarity(users, items[targets], dim=-1).float()
+    scores = model.scores(users, items[negatives]).float()
+    # Drawn from all items with the target struck out, S negatives stand for the N - 1 others.
+    scores = scores - (log_q + torch.log(torch.tensor(float(len(negatives)), device=log_q.device)))
+    scores = scores.masked_fill(negatives[None, :] == targets[:, None], float("-inf"))
+    logits = torch.cat([positive[:, None], scores], dim=1)
+    return fn.cross_entropy(logits, torch.zeros_like(targets), reduction="none")
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Shared negatives of one step: (S,) rows of the item table and the log-probability of one draw of each."""
+
+    rows: Tensor
+    log_q: Tensor
+
+
+def draw_negatives(log_weights: Tensor, count: int, generator: torch.Generator) -> Negatives:
+    """Draw ``count`` rows with replacement from softmax(log_weights (N,))."""
+    log_q = torch.log_softmax(log_weights.double(), dim=0)
+    cumulative = torch.cumsum(log_q.exp(), dim=0)
+    draw = torch.rand(count, generator=generator, dtype=torch.float64) * cumulative[-1]
+    rows = torch.searchsorted(cumulative, draw).clamp(max=len(log_weights) - 1)
+    return Negatives(rows, log_q[rows].float())
+
+
+class Objective(nn.Module):
+    """The model with its loss in one forward, so that an engine sees a scalar and ZeRO's hooks see every module."""
+
+    def __init__(self, model: SequenceModel, adversarial: AdversarialConfig, autocast: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.adversarial = adversarial
+        self.autocast = autocast  # bf16 arithmetic; weights, optimiser state and losses stay float32
+
+    def forward(
+        self,
+        batch: Batch,
+        text: Tensor,
+        slots: Tensor,
+        negatives: Negatives | None = None,
+        *,
+        attack: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Weighted loss sums over the batch's targets.
+
+        Args:
+            batch: B chunks; its rows index ``text`` and ``slots``.
+            text: (N, D) float32 text vectors of the round's items. slots: (N,) int64.
+            negatives: sampled softmax against these; None = full softmax over all N.
+            attack: mix in the loss on perturbed histories.
+            generator: randomness of id dropout, the same on every worker.
+
+        Returns:
+            Scalars (mixed, clean, adversarial): the first carries the graph, the others are for the log.
+        """
+        with torch.autocast(batch.items.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            used, batch, negatives = _narrow(batch, negatives)
+            picked = (text, slots) if used is None else (text[used], slots[used])
+            items_Nd = self.model.item_representations(*picked, generator=generator)
+            history = items_Nd[batch.items] * batch.mask.unsqueeze(-1)  # (B, L, d)
+            loss_of = self._loss_given(batch, items_Nd, negatives)
+            clean = loss_of(history)
+            config = self.adversarial
+            if not (attack and config.enabled and config.share > 0):
+                return clean, clean.detach(), torch.zeros_like(clean.detach())
+            delta = perturb(loss_of, history, epsilon=config.epsilon, steps=config.steps, first_loss=clean)
+            perturbed = loss_of(history + delta)
+        mixed = (1 - config.share) * clean + config.share * perturbed
+        return mixed, clean.detach(), perturbed.detach()
+
+    def _loss_given(
+        self, batch: Batch, items: Tensor, negatives: Negatives | None
+    ) -> Callable[[Tensor], Tensor]:
+        wanted = batch.targets >= 0  # (B, L)
+        targets = batch.targets[wanted]  # (T,)
+        weights = batch.weights.unsqueeze(1).expand_as(wanted)[wanted]
+
+        def loss_of(history: Tensor) -> Tensor:
+            users = self.model(history, batch.types, batch.gaps, batch.mask)[wanted]  # (T, d)
+            if negatives is None:
+                losses = full_softmax(self.model, users, items, targets)
+            else:
+                losses = sampled_softmax(self.model, users, items, targets, negatives.rows, negatives.log_q)
+            return (losses * weights).sum()
+
+        return loss_of
+
+
+def _narrow(batch: Batch, negatives: Negatives | None) -> tuple[Tensor | None, Batch, Negatives | None]:
+    """With sampled negatives only the rows in use are represented: a large catalogue is never touched whole."""
+    if negatives is None:
+        return None, batch, None
+    targets = batch.targets.clamp(min=0)
+    used, back = torch.unique(
+        torch.cat([batch.items.flatten(), targets.flatten(), negatives.rows]), return_inverse=True
+    )
+    size = batch.items.numel()
+    items = back[:size].view_as(batch.items)
+    targets = torch.where(batch.targets >= 0, back[size : 2 * size].view_as(batch.targets), batch.targets)
+    narrowed = Batch(items, batch.types, batch.gaps, batch.mask, targets, batch.weights)
+    return used, narrowed, Negatives(back[2 * size :], negatives.log_q)
