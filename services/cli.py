@@ -43,7 +43,7 @@ def demo(
         float | None, typer.Option(min=1, help="End this many seconds after the first trained model serves.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the measured figures to this JSON file.")] = None,
-    rate: Annotated[float, typer.Option(min=1, help="Events per second of the steady part.")] = 200.0,
+    rate: Annotated[float, typer.Option(min=1, help="Events per second of the steady part.")] = 50.0,
     requests: Annotated[float, typer.Option(min=0, help="Sampled requests per second (prequential).")] = 20.0,
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
     data_dir: Annotated[Path, typer.Option(help="Where the demo stores things; emptied first.")] = Path(

@@ -26,7 +26,7 @@ from services.settings import Settings, make_settings
 from services.view import DemoSnapshot, GateVerdict, LiveView, Phase
 
 HISTORY_SHARE = 0.6
-_WINDOW_EVENTS = 4000  # about how many events a window of the steady part holds
+_WINDOW_EVENTS = 1000  # about how many events a window of the steady part holds
 _MODEL_TIMEOUT_S = 600.0
 _READY_TIMEOUT_S = 120.0
 _LIVE_POLL_S = 0.5
@@ -39,7 +39,7 @@ class DemoOptions:
     dataset: Path | None = None
     duration_s: float | None = None  # after the first trained model began to serve; None: until Ctrl-C
     report: Path | None = None
-    rate: float = 200.0  # events/s of the steady part
+    rate: float = 50.0  # events/s of the steady part
     requests_per_s: float = 20.0
     port: int = 8000
     data_dir: Path = Path(".headrace/demo")
@@ -71,6 +71,8 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
         "data_dir": options.data_dir,
         "kafka": {
             "bootstrap_servers": bootstrap_servers,
+            # Kafka answers a fetch as soon as there is something; the embedded broker when the wait is over
+            "fetch_wait_ms": 100 if external else 10,
             "events_topic": topic + "events",
             "items_topic": topic + "items",
             "dead_letter_topic": topic + "events.dead-letter",

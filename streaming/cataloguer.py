@@ -20,6 +20,7 @@ from streaming.kafka import make_consumer, topic_partitions
 log = logging.getLogger(__name__)
 
 _ENCODE_BATCH = 256
+_FETCH_WAIT_MS = 250  # an item may take a little longer than an event
 
 
 class Encoder(Protocol):
@@ -90,7 +91,7 @@ class Cataloguer:
                 self._stop.wait(2)
 
     def _work(self) -> None:
-        consumer = make_consumer(self._kafka)
+        consumer = make_consumer(self._kafka, fetch_wait_ms=_FETCH_WAIT_MS)
         try:
             topic = self._kafka.items_topic
             assigned = topic_partitions(topic, sorted(consumer.partitions_for_topic(topic) or (0,)))

@@ -33,6 +33,9 @@ class KafkaSettings(Section):
     replication_factor: int = Field(
         1, ge=1, le=9, description="replicas of a topic that Headrace itself creates"
     )
+    fetch_wait_ms: int = Field(
+        20, ge=1, le=60_000, description="longest a broker may hold back a fetch with nothing in it, ms"
+    )
     request_timeout_s: float = Field(30.0, gt=0, le=600, description="longest wait for one broker request, s")
 
     @model_validator(mode="after")
@@ -53,7 +56,9 @@ DottedPath = Annotated[str, Field(min_length=1, pattern=r"^[^.]+(\.[^.]+)*$")]
 class FieldPaths(Section):
     """Where each field of the Event contract stands in a record: a dotted path into the JSON object."""
 
-    event_id: DottedPath | None = Field("event_id", description="none: records are told apart by their offset only")
+    event_id: DottedPath | None = Field(
+        "event_id", description="none: records are told apart by their offset only"
+    )
     user_id: DottedPath = "user_id"
     item_id: DottedPath = "item_id"
     type: DottedPath = "type"

@@ -96,6 +96,7 @@ class Ingestor:
         self._pending: deque[tuple[TopicPartition, int, list[Any]]] = deque()
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
+        self._dead_letters: KafkaProducer | None = None  # made at the first dead letter
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingestor", daemon=True)
         self._thread.start()
@@ -119,15 +120,13 @@ class Ingestor:
         self._thread.join(10)
 
     def _run(self) -> None:
-        producer: KafkaProducer | None = None
         while not self._stop.is_set():
             consumer: KafkaConsumer | None = None
             try:
-                producer = producer or make_producer(self._kafka)
                 consumer = make_consumer(self._kafka, self._settings.batch_records)
                 self._seek(consumer)
                 self._error = None
-                self._pump(consumer, producer)
+                self._pump(consumer)
             except Exception as error:  # rewinding is right whatever failed
                 self._rewinds += 1
                 self._error = f"{type(error).__name__}: {error}"
@@ -137,8 +136,8 @@ class Ingestor:
                 self._pending.clear()
                 if consumer is not None:
                     consumer.close(autocommit=False)
-        if producer is not None:
-            producer.close(timeout=5)
+        if self._dead_letters is not None:
+            self._dead_letters.close(timeout=5)
 
     def _seek(self, consumer: KafkaConsumer) -> None:
         """Go to the lowest offset that some shard still lacks, with the watermark as it stood there."""
@@ -167,7 +166,7 @@ class Ingestor:
             consumer.seek(part, cursor.next_offset)
             self._cursors[part] = cursor
 
-    def _pump(self, consumer: KafkaConsumer, producer: KafkaProducer) -> None:
+    def _pump(self, consumer: KafkaConsumer) -> None:
         committed_at = time.monotonic()
         done: dict[TopicPartition, OffsetAndMetadata] = {}
         wait_ms = int(self._settings.tick_s * 1000)
@@ -175,7 +174,7 @@ class Ingestor:
             polled = consumer.poll(timeout_ms=0 if self._pending else wait_ms)
             for part, records in polled.items():
                 self._cursors[part].highwater = consumer.highwater(part)
-                self._send_records(part, records, producer)
+                self._send_records(part, records)
             self._tick()
             while self._pending and (len(self._pending) > self._settings.pipeline_depth or not polled):
                 part, upto = self._await_oldest()
@@ -184,11 +183,11 @@ class Ingestor:
                 consumer.commit_async(dict(done))
                 done, committed_at = {}, time.monotonic()
 
-    def _send_records(self, part: TopicPartition, records: Sequence[Any], producer: KafkaProducer) -> None:
+    def _send_records(self, part: TopicPartition, records: Sequence[Any]) -> None:
         cursor = self._cursors[part]
         events, rejected = self._decoder.decode([record.value for record in records])
         if rejected:
-            self._send_dead_letters(producer, records, rejected)
+            self._send_dead_letters(records, rejected)
         offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
         ingested = np.fromiter((record.timestamp for record in records), np.int64, len(records))
         dead = offsets[[reject.record for reject in rejected]]
@@ -221,9 +220,8 @@ class Ingestor:
         ray.get(refs, timeout=self._settings.apply_timeout_s)
         return part, upto
 
-    def _send_dead_letters(
-        self, producer: KafkaProducer, records: Sequence[Any], rejected: Sequence[Rejected]
-    ) -> None:
+    def _send_dead_letters(self, records: Sequence[Any], rejected: Sequence[Rejected]) -> None:
+        producer = self._dead_letters = self._dead_letters or make_producer(self._kafka)
         now = str(int(time.time() * 1000)).encode()
         futures = []
         for reject in rejected:

@@ -60,7 +60,9 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int = 2) -> KafkaProduc
         )
 
 
-def make_consumer(settings: KafkaSettings, max_poll_records: int = 5000) -> KafkaConsumer:
+def make_consumer(
+    settings: KafkaSettings, max_poll_records: int = 5000, fetch_wait_ms: int | None = None
+) -> KafkaConsumer:
     """Make a consumer for assigned partitions: no group membership, no commits of its own.
 
     Out-of-range offsets raise instead of jumping silently (`auto_offset_reset="none"`).
@@ -74,7 +76,7 @@ def make_consumer(settings: KafkaSettings, max_poll_records: int = 5000) -> Kafk
             isolation_level="read_committed",
             allow_auto_create_topics=False,
             max_poll_records=max_poll_records,
-            fetch_max_wait_ms=100,
+            fetch_max_wait_ms=fetch_wait_ms or settings.fetch_wait_ms,
             max_partition_fetch_bytes=4 * 1024 * 1024,
             metadata_max_age_ms=30_000,
         )

@@ -9,6 +9,9 @@ things become durable is the exactly-once argument:
    in between writes the same file again.
 3. Offsets in Kafka are committed after both, and only for people's lag tools; nobody reads them back.
 
+4. A batch without anything for this shard only moves `applied` on; that may wait in memory for up to half a
+   second. After a crash the shard is then a little further back, and the ingestor rewinds to there.
+
 A batch at or below `applied` changes nothing; one that starts past `applied + 1` is refused as a gap.
 
 With `durability="process"` commits are not flushed: they survive the death of the process, and after a power
@@ -17,6 +20,7 @@ loss the shard is rebuilt from Kafka. With "machine" each commit is flushed to t
 
 import json
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +56,7 @@ else:
 
 _POSITION = struct.Struct("<qqQ")  # applied offset, newest event time, dead letters
 _SIGN = 1 << 63
+_LAZY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class ShardStore:
         self._length_ms = int(settings.windows.length_s * 1000)
         self._lateness_ms = int(settings.windows.lateness_s * 1000)
         self._idle: dict[int, bool] = {}
+        self._committed_at: dict[int, float] = {}
         self._env = environment.open_writer(
             shard_path(state_dir, shard), settings.map_size_gib, sync=settings.durability == "machine"
         )
@@ -152,10 +158,31 @@ class ShardStore:
             raise GapError(batch.partition, position.applied + 1, batch.from_offset)
         changed = 0
         if position is None or batch.upto_offset > position.applied:
-            changed = self._commit(batch, position)
+            if position is not None and self._carries_nothing(batch, position):
+                self._positions[batch.partition] = self._advance(batch, position)
+            else:
+                changed = self._commit(batch, position)
         self._idle[batch.partition] = batch.idle
         self._close_windows(batch.num_partitions)
         return changed
+
+    def _carries_nothing(self, batch: ShardBatch, position: Position) -> bool:
+        """Whether a batch only moves the offset on, which may wait for the next commit (rule 4 above)."""
+        recent = time.monotonic() - self._committed_at.get(batch.partition, -_LAZY_S) < _LAZY_S
+        nothing = not len(batch.events) and not len(batch.dead_letters)
+        return recent and nothing and self._new_windows(batch, position.applied) <= self._windows
+
+    def _new_windows(self, batch: ShardBatch, applied: int) -> set[int]:
+        """Windows that the records past `applied` count into."""
+        starts = batch.windows[batch.window_offsets > applied]
+        return set(np.maximum(starts, self._counts.get("closed_upto_ms", NEVER)).tolist())
+
+    @staticmethod
+    def _advance(batch: ShardBatch, position: Position | None) -> Position:
+        applied = position.applied if position else batch.from_offset - 1
+        dead = int((batch.dead_letters > applied).sum()) + (position.dead_letters if position else 0)
+        newest = max(batch.max_time_ms, position.max_time_ms if position else NEVER)
+        return Position(batch.upto_offset, newest, dead)
 
     def _commit(self, batch: ShardBatch, position: Position | None) -> int:
         applied = position.applied if position else batch.from_offset - 1
@@ -175,11 +202,8 @@ class ShardStore:
                 _add(counts, "late", int((late | (window != batch.events.window[new]))[kept].sum()))
             else:
                 changed = 0
-            dead = int((batch.dead_letters > applied).sum()) + (position.dead_letters if position else 0)
-            newest = max(batch.max_time_ms, position.max_time_ms if position else NEVER)
-            position = Position(batch.upto_offset, newest, dead)
-            new_windows = np.maximum(batch.windows[batch.window_offsets > applied], closed_upto)
-            windows = self._windows | {int(start) for start in new_windows}
+            position = self._advance(batch, position)
+            windows = self._windows | self._new_windows(batch, applied)
             txn.put(b"p%d" % batch.partition, _POSITION.pack(*position.__dict__.values()), db=self._meta)
             if counts != self._counts:
                 txn.put(b"counts", json.dumps(counts).encode(), db=self._meta)
@@ -187,6 +211,7 @@ class ShardStore:
                 txn.put(b"windows", json.dumps(sorted(windows)).encode(), db=self._meta)
         self._positions[batch.partition] = position  # in memory only after the commit
         self._counts, self._windows = counts, windows
+        self._committed_at[batch.partition] = time.monotonic()
         return changed
 
     def _update(

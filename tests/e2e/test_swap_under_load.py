@@ -93,7 +93,7 @@ def test_models_swap_under_load_without_a_failed_request(ray_session, world):
         for thread in load:
             if thread.ident is not None:
                 thread.join(20)
-        serve.delete("swap")
+        serve.shutdown()
     answers = [answer for thread in load for answer in thread.answers]
     assert [failure for thread in load for failure in thread.failures] == []
     assert len(answers) >= SWAPS * REQUESTS_BETWEEN
