@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from services.client import ApiClient, ApiError
-from services.datasets import Dataset, resolve_dataset
-from services.replay import Replay, ReplayKnobs
+from services.datasets import Dataset, repeat_share, resolve_dataset
+from services.replay import REPEATS_MATTER, Replay, ReplayKnobs
 from services.report import write_report
 from services.settings import Settings, make_settings
 from services.view import DemoSnapshot, GateVerdict, LiveView, Phase
@@ -65,6 +65,7 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
     users = dataset.interactions["user_id"].take(closed).to_numpy(zero_copy_only=False)
     targets = len(closed) - len(set(users.tolist()))
     types = sorted(set(dataset.interactions["event_type"].unique().to_pylist()))
+    unseen_only = repeat_share(dataset) <= REPEATS_MATTER
     topic = f"headrace-demo-{int(time.time())}-" if external else ""
     known = Settings.model_fields["streaming"].default.event_types
     values: dict[str, Any] = {
@@ -84,8 +85,9 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
         "training": {
             "min_initial_windows": max(2, len(np.unique(window[closed]))),
             "initial_events": targets,
+            "gate": {"unseen_only": unseen_only},
         },
-        "serving": {"port": options.port, "admin_open": True, "replicas": {"minimum": 1, "maximum": 1}},
+        "serving": {"port": options.port, "admin_open": True, "exclude_seen": unseen_only},
     }
     return make_settings(values, "the demo")
 

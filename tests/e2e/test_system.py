@@ -14,8 +14,16 @@ from services.applications import run, wait_until
 from services.settings import make_settings
 from services.supervisor import kill_actors
 from streaming.broker import free_port
+from streaming.catalog import CatalogReader
 from streaming.kafka import ensure_topics, make_producer
+from streaming.windows import complete_windows, read_window
+from training.bundle import load_bundle, save_bundle
+from training.data import from_window
+from training.gate import Contender, judge, make_exam
+from training.items import ItemSlots, build_table
 from training.learner import request_stop
+from training.model import SequenceModel
+from training.registry import Registry
 
 NUM_ITEMS, NUM_USERS, WINDOW_MS = 60, 150, 100_000
 
@@ -123,7 +131,7 @@ def test_the_first_model_is_trained_gated_and_served(system):
         items = [item["item_id"] for item in system.recommend(f"u{user}", k=3, exclude_seen=False)["items"]]
         correct += f"i{(system.place[user] + 1) % NUM_ITEMS}" in items
     assert correct > 0.8 * NUM_USERS
-    version = system.get("/v1/models")["models"][-1]
+    version = system.get("/v1/models")["versions"][-1]
     assert version["status"] == "promoted"
     assert version["eval"]["candidate"]["ndcg@10"] > version["eval"]["popularity"]["ndcg@10"]
 
@@ -143,7 +151,7 @@ def test_an_event_over_http_changes_the_next_ranking(system):
 
 
 def test_a_new_window_makes_a_new_candidate_with_a_verdict(system):
-    trained = len(system.get("/v1/models")["models"])
+    trained = len(system.get("/v1/models")["versions"])
     system.walk(8)
     wait_until(lambda: len(judged(system)) > trained, 90, "a verdict on the next candidate")
     newest = judged(system)[0]
@@ -153,7 +161,7 @@ def test_a_new_window_makes_a_new_candidate_with_a_verdict(system):
 
 
 def judged(system):
-    return [model for model in system.get("/v1/models")["models"] if model["status"] != "candidate"]
+    return [model for model in system.get("/v1/models")["versions"] if model["status"] != "candidate"]
 
 
 def test_every_event_is_accounted_for_and_metrics_are_exported(system):
@@ -164,3 +172,48 @@ def test_every_event_is_accounted_for_and_metrics_are_exported(system):
     assert set(stats["actors"].values()) == {"up"}
     assert "headrace_request_duration_seconds" in system.http.get("/metrics").text
     assert system.get("/openapi.json")["info"]["title"] == "Headrace"
+
+
+def test_a_broken_candidate_is_rejected_and_the_api_says_why(system):
+    """The gate's own functions on the newest window that the live system closed, with scrambled weights."""
+    settings = system.settings
+    registry = Registry(settings.data_dir / "models")
+    current = registry.current()
+    incumbent = load_bundle(registry.path(current))
+    catalog = CatalogReader(settings.data_dir / "catalog").snapshot()
+    window = complete_windows(settings.data_dir / "windows", settings.streaming.logical_shards)[-1]
+    unseen = from_window(read_window(window.path))
+    slots = ItemSlots(incumbent.config.id_capacity)
+    table = build_table(
+        slots, catalog.hashes, catalog.ids, catalog.vectors, unseen.items, incumbent.config.text_dim
+    )
+    broken = SequenceModel(incumbent.config)
+    exam = make_exam(
+        unseen, table, np.ones(len(table), np.float32), settings.training.gate, length=20, name=window.name
+    )
+    order = np.argsort(incumbent.item_hashes)
+    known = incumbent.item_slots[order][np.searchsorted(incumbent.item_hashes[order], table.hashes)]
+    verdict = judge(
+        Contender("broken", broken, table.slots),
+        Contender(current, incumbent.model, known),
+        exam,
+        settings.training.gate,
+    )
+    assert not verdict.promote
+    save_bundle(
+        registry.models_dir,
+        "broken",
+        model=broken,
+        table=table,
+        popularity=exam.popularity,
+        event_types=settings.streaming.event_types,
+        evaluation={"promoted": verdict.promote, "reason": verdict.reason, **verdict.numbers},
+        lineage={"parent": current},
+    )
+    registry.reject("broken", verdict.reason)
+    stored = json.loads((registry.path("broken") / "eval.json").read_text())
+    listed = {model["version"]: model for model in system.get("/v1/models")["versions"]}["broken"]
+    assert listed["status"] == "rejected"
+    assert "NDCG@10" in listed["reason"]
+    assert listed["reason"] == stored["reason"] == verdict.reason
+    assert system.recommend("u1")["model"]["version"] == current
