@@ -62,8 +62,6 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
     window = np.floor_divide(times[:split], length_ms)
     # one window less than the newest event closes: some partition's newest event is older
     closed = np.flatnonzero((window + 2) * length_ms <= times[split - 1])
-    users = dataset.interactions["user_id"].take(closed).to_numpy(zero_copy_only=False)
-    targets = len(closed) - len(set(users.tolist()))
     types = sorted(set(dataset.interactions["event_type"].unique().to_pylist()))
     unseen_only = repeat_share(dataset) <= REPEATS_MATTER
     topic = f"headrace-demo-{int(time.time())}-" if external else ""
@@ -83,8 +81,8 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
             "windows": {"length_s": length_ms / 1000, "lateness_s": length_ms / 100_000},
         },
         "training": {
-            "min_initial_windows": max(2, len(np.unique(window[closed]))),
-            "initial_events": targets,
+            "min_initial_windows": 2,
+            "initial_events": int(0.98 * len(closed)),
             "gate": {"unseen_only": unseen_only},
         },
         "serving": {"port": options.port, "admin_open": True, "exclude_seen": unseen_only},
@@ -129,12 +127,13 @@ class Stage:
         self._set(phase.label.split()[0], phase)
 
     def phases(self) -> tuple[Phase, ...]:
-        """All phases so far, oldest first."""
+        """All phases so far, in the order of their last change."""
         with self._lock:
             return tuple(self._phases.values())
 
     def _set(self, label: str, phase: Phase) -> None:
         with self._lock:
+            self._phases.pop(label, None)  # what moved last stands last
             self._phases[label] = phase
 
 
@@ -316,7 +315,7 @@ class Demo:
         snapshot = DemoSnapshot(
             elapsed_s=time.monotonic() - self._started_at,
             remaining_s=remaining,
-            phases=_newest(self._stage.phases()),
+            phases=self._stage.phases(),
             events_per_s=events.get("rate_per_s"),
             events_per_s_history=tuple(self._rates),
             applied=events.get("applied"),
@@ -356,10 +355,6 @@ class Demo:
             popularity_hit_rate=score.popularity_hit_rate,
             scored=score.requests,
         )
-
-
-def _newest(phases: tuple[Phase, ...], shown: int = 6) -> tuple[Phase, ...]:
-    return phases[-shown:]
 
 
 def _verdict(entry: dict[str, Any]) -> GateVerdict:

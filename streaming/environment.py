@@ -12,6 +12,9 @@ import lmdb
 from streaming.errors import StoreError
 
 MAX_READERS = 512
+# What a reader maps: address space only. LMDB's default is 10 MiB, at which a store that grew past it can no longer
+# be read; and a writer's own size is in the file only after its first commit.
+_READER_MAP_BYTES = 2**40
 
 _lock = threading.Lock()
 _opened: dict[str, tuple[lmdb.Environment, int]] = {}  # path: (environment, how often opened)
@@ -56,7 +59,14 @@ def open_reader(path: Path) -> lmdb.Environment | None:
         if not (path / "data.mdb").is_file():
             return None
         try:
-            env = lmdb.open(str(path), readonly=True, max_dbs=3, max_readers=MAX_READERS, readahead=False)
+            env = lmdb.open(
+                str(path),
+                map_size=_READER_MAP_BYTES,
+                readonly=True,
+                max_dbs=3,
+                max_readers=MAX_READERS,
+                readahead=False,
+            )
         except lmdb.Error:
             return None
         return _remember(path, env)

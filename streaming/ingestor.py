@@ -10,6 +10,7 @@ before it), so that it does not depend on where batches begin and end.
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -97,6 +98,7 @@ class Ingestor:
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
         self._dead_letters: KafkaProducer | None = None  # made at the first dead letter
+        self._last_polled_at = -math.inf
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingestor", daemon=True)
         self._thread.start()
@@ -172,10 +174,11 @@ class Ingestor:
         wait_ms = int(self._settings.tick_s * 1000)
         while not self._stop.is_set():
             polled = consumer.poll(timeout_ms=0 if self._pending else wait_ms)
+            if polled:
+                self._wake()
             for part, records in polled.items():
-                self._cursors[part].highwater = consumer.highwater(part)
                 self._send_records(part, records)
-            self._tick()
+            self._tick(consumer)
             while self._pending and (len(self._pending) > self._settings.pipeline_depth or not polled):
                 part, upto = self._await_oldest()
                 done[part] = OffsetAndMetadata(upto + 1, "", -1)
@@ -200,10 +203,29 @@ class Ingestor:
         cursor.after_loss = False
         self._records += len(records)
 
-    def _tick(self) -> None:
-        """Tell the shards of quiet partitions, so that those do not hold windows open for ever."""
+    def _wake(self) -> None:
+        """After silence everywhere, records of one partition say nothing about the others: give all their time.
+
+        Otherwise the first batch of a burst could close windows that the other partitions' part of the burst
+        still belongs to.
+        """
+        now = time.monotonic()
+        if now - self._last_polled_at > self._settings.windows.idle_timeout_s:
+            for part, cursor in self._cursors.items():
+                cursor.last_record_at = now
+                self._send(
+                    part, cursor.next_offset - 1, self._batcher.tick(part.partition, cursor, idle=False)
+                )
+        self._last_polled_at = now
+
+    def _tick(self, consumer: KafkaConsumer) -> None:
+        """Tell the shards of quiet partitions, so that those do not hold windows open for ever.
+
+        A partition is idle only where the newest fetch, read or not, says that nothing is left in it.
+        """
         now = time.monotonic()
         for part, cursor in self._cursors.items():
+            cursor.highwater = consumer.highwater(part)
             if now - cursor.last_sent_at >= self._settings.tick_s:
                 drained = cursor.highwater is None or cursor.next_offset >= cursor.highwater
                 idle = drained and now - cursor.last_record_at > self._settings.windows.idle_timeout_s

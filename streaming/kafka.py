@@ -77,7 +77,7 @@ def make_consumer(
             allow_auto_create_topics=False,
             max_poll_records=max_poll_records,
             fetch_max_wait_ms=fetch_wait_ms or settings.fetch_wait_ms,
-            max_partition_fetch_bytes=4 * 1024 * 1024,
+            max_partition_fetch_bytes=1024 * 1024,  # a turn of one partition must not take seconds
             metadata_max_age_ms=30_000,
         )
 

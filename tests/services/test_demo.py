@@ -45,8 +45,7 @@ def test_settings_know_the_types_of_the_stream_and_wait_for_a_reachable_amount(d
     length = settings.streaming.windows.length_s * 1000
     times = dataset.interactions["timestamp_ms"].to_numpy()[: history_rows(dataset)]
     closed = (times // length + 1) * length <= times[-1] - settings.streaming.windows.lateness_s * 1000
-    targets = closed.sum() - 100  # the first event of each of the 100 users is input only
-    assert 0.5 * targets < settings.training.initial_events <= targets
+    assert 0.5 * closed.sum() < settings.training.initial_events <= closed.sum()
 
 
 def test_topics_on_a_shared_broker_are_the_demos_own(dataset):

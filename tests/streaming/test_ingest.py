@@ -22,9 +22,9 @@ def settings(broker, ray_session, tmp_path):
         "partitions": 2,
     }
     kafka["items_topic"] = f"{name}.items"
-    made = make_settings(
-        {"data_dir": tmp_path, "kafka": kafka, "streaming": {"logical_shards": 2, "map_size_gib": 0.1}}
-    )
+    windows = {"length_s": 1000, "idle_timeout_s": 1}
+    streaming = {"logical_shards": 2, "map_size_gib": 0.1, "windows": windows}
+    made = make_settings({"data_dir": tmp_path, "kafka": kafka, "streaming": streaming})
     ensure_topics(made.kafka)
     return made
 
@@ -101,4 +101,19 @@ def test_offsets_are_committed_for_lag_tools(settings, actors):
         time.sleep(0.1)
     assert consumer.committed(part) == 1
     consumer.close(autocommit=False)
+    producer.close()
+
+
+def test_a_burst_after_silence_is_late_in_no_partition(settings, actors):
+    """All partitions are idle; then a burst arrives in each, and one of them is read first."""
+    time.sleep(settings.streaming.windows.idle_timeout_s + 2 * settings.streaming.tick_s)
+    producer = make_producer(settings.kafka, linger_ms=20)
+    for number in range(20_000):  # a window every 100 events, users in both partitions
+        event = {"event_id": f"e{number}", "user_id": f"u{number % 50}", "item_id": "a", "type": "view"}
+        value = json.dumps(event | {"timestamp": number * 10_000}).encode()
+        producer.send(settings.kafka.events_topic, value, key=f"u{number % 50}".encode())
+    producer.flush(timeout=30)
+    wait_for(actors, [20_000, 0, 0])
+    answers = ray.get([actor.stats.remote() for actor in actors.shards], timeout=20)
+    assert [s.late for a in answers for s in a] == [0, 0]
     producer.close()

@@ -133,3 +133,37 @@ def test_an_idle_partition_does_not_hold_windows_open(tmp_path):
             make_batch([], [], partition=1, from_offset=0, upto_offset=-1, num_partitions=2, idle=True)
         )
         assert [window.start_ms for window in complete_windows(tmp_path / "windows", 1)] == [0]
+
+
+def test_a_reader_opened_early_keeps_reading_when_the_store_has_grown_large(tmp_path):
+    """In another process, as in production: the reader opens before the first commit; 30 MB follow."""
+    import subprocess
+    import sys
+
+    from streaming.hashing import hash_one
+
+    code = (
+        "import sys; from pathlib import Path; from streaming.reader import StateReader\n"
+        f"reader = StateReader(Path({str(tmp_path / 'state')!r}), 1, {LENGTH}, 3)\n"
+        "for line in sys.stdin: print(reader.read([line.strip()])['total'][0], flush=True)\n"
+    )
+    large = SETTINGS.model_copy(update={"map_size_gib": 1.0})
+    with open_store(tmp_path / "state", tmp_path / "windows", 0, large) as store:
+        reader = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+
+        def ask(user):
+            reader.stdin.write(f"{user}\n")
+            reader.stdin.flush()
+            return int(reader.stdout.readline())
+
+        assert ask("ann") == 0
+        users = [hash_one(f"u{number}") >> 1 for number in range(100_000)]
+        store.apply(
+            make_batch([(user, 1, 0, 10, 0, row) for row, user in enumerate(users)], [0] * len(users))
+        )
+        batch = make_batch([(1, 1, 0, 10, 0, len(users))], [0])
+        batch.events.user[:] = np.uint64(hash_one("ann"))
+        store.apply(batch)
+        assert ask("ann") == 1
+        reader.stdin.close()
+        reader.wait(10)
