@@ -221,15 +221,24 @@ class Ingestor:
     def _tick(self, consumer: KafkaConsumer) -> None:
         """Tell the shards of quiet partitions, so that those do not hold windows open for ever.
 
-        A partition is idle only where the newest fetch, read or not, says that nothing is left in it.
+        A partition is idle only where the broker says that nothing is left in it: one with a long backlog may
+        have to wait for its turn longer than the time-out, and what was fetched last tells only of what was read.
         """
         now = time.monotonic()
         for part, cursor in self._cursors.items():
-            cursor.highwater = consumer.highwater(part)
-            if now - cursor.last_sent_at >= self._settings.tick_s:
-                drained = cursor.highwater is None or cursor.next_offset >= cursor.highwater
-                idle = drained and now - cursor.last_record_at > self._settings.windows.idle_timeout_s
-                self._send(part, cursor.next_offset - 1, self._batcher.tick(part.partition, cursor, idle))
+            cursor.highwater = max(cursor.highwater or 0, consumer.highwater(part) or 0)
+        due = [
+            part
+            for part, cursor in self._cursors.items()
+            if now - cursor.last_sent_at >= self._settings.tick_s
+        ]
+        silent_s = self._settings.windows.idle_timeout_s
+        silent = [part for part in due if now - self._cursors[part].last_record_at > silent_s]
+        ends = consumer.end_offsets(silent) if silent else {}
+        for part in due:
+            cursor = self._cursors[part]
+            idle = part in ends and cursor.next_offset >= ends[part]
+            self._send(part, cursor.next_offset - 1, self._batcher.tick(part.partition, cursor, idle))
 
     def _send(self, part: TopicPartition, upto: int, batches: Sequence[ActorBatch]) -> None:
         refs = [route.actor.apply.remote(batch) for route, batch in zip(self._routes, batches, strict=True)]
