@@ -69,13 +69,15 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     import ray
 
+    for name in ("ray", "ray.serve"):  # what they tell goes to their log files as well
+        logging.getLogger(name).setLevel(logging.ERROR)
     on_term = signal.getsignal(signal.SIGTERM)
     ray.init(
         num_cpus=num_cpus,
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         _temp_dir=str(session / "ray"),
         namespace="headrace",
     )

@@ -4,35 +4,15 @@ Answers are validated as they are built, on the hot path too: ten items cost som
 then what the documentation shows.
 """
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-_LATEST_MS = 2**53  # integers above it do not survive JavaScript
-
-
-def to_epoch_ms(value: Any) -> int:
-    """Read an epoch time in milliseconds or an ISO 8601 text (UTC where it names no zone).
-
-    Raises:
-        ValueError: neither.
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if abs(value) < _LATEST_MS:
-            return int(value)
-    elif isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-            return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-        except (ValueError, OverflowError):
-            pass
-    raise ValueError("expected epoch milliseconds or an ISO 8601 time")
-
+from streaming.events import epoch_ms
 
 EpochMs = Annotated[
     int,
-    BeforeValidator(to_epoch_ms),
+    BeforeValidator(epoch_ms),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "format": "date-time"}]}),
 ]
 

@@ -27,6 +27,7 @@ from streaming.hashing import UInt64, stable_hash
 
 Int64 = npt.NDArray[np.int64]
 
+_LATEST_MS = 2**53  # larger integers do not survive JavaScript
 _FEW = 4  # up to here Python's own JSON parser is faster than a call of Arrow's reader
 
 
@@ -273,7 +274,7 @@ def _coerce(name: str, value: Any) -> Any:
     if value is None:
         return None
     if name == "timestamp":
-        return _epoch_ms(value)
+        return epoch_ms(value)
     if name in {"user_id", "item_id"} and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -285,9 +286,14 @@ def _coerce(name: str, value: Any) -> Any:
     return value
 
 
-def _epoch_ms(value: Any) -> int:
+def epoch_ms(value: Any) -> int:
+    """Read a time: epoch milliseconds, or an ISO 8601 text (UTC where it names no zone).
+
+    Raises:
+        ValueError: it is neither.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if abs(value) < 2**62:
+        if abs(value) < _LATEST_MS:
             return int(value)
     elif isinstance(value, str):
         try:
