@@ -85,7 +85,12 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
             "initial_events": int(0.98 * len(closed)),
             "gate": {"unseen_only": unseen_only},
         },
-        "serving": {"port": options.port, "admin_open": True, "exclude_seen": unseen_only},
+        "serving": {
+            "port": options.port,
+            "admin_open": True,
+            "exclude_seen": unseen_only,
+            "stream_clock": True,  # an event dated today would end the windows of a replayed past
+        },
     }
     return make_settings(values, "the demo")
 

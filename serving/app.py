@@ -108,8 +108,8 @@ class ApiReplica:
     def __init__(
         self, data_dir: Path, kafka: KafkaSettings, streaming: StreamingSettings, serving: ServingSettings
     ) -> None:
-        self._sink = KafkaSink(kafka, streaming.fields, serving.request_timeout_s)
         self._recommender = Recommender(data_dir, streaming, serving).start()
+        self._sink = KafkaSink(kafka, streaming.fields, serving.request_timeout_s, self._recommender.clock_ms)
         self._pipeline = ServePipeline(serving.stats_timeout_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

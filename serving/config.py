@@ -66,6 +66,10 @@ class ServingSettings(Section):
     load_retry_s: float = Field(
         10.0, gt=0, description="a model that failed to load is tried again after this, s"
     )
+    stream_clock: bool = Field(
+        False,
+        description="an event without a timestamp gets the stream's newest event time: for replayed pasts",
+    )
     request_timeout_s: float = Field(
         10.0, gt=0, le=600, description="longest wait for the broker or supervisor, s"
     )

@@ -115,6 +115,11 @@ class Recommender:
             metrics.show_model(new, "trained" if new else "popular")
         metrics.ITEMS.set(snapshot.servable())
 
+    def clock_ms(self) -> int:
+        """The time that an event without one gets, epoch ms: now, or where the stream is (`stream_clock`)."""
+        newest = self._reader.newest_ms() if self.settings.stream_clock else None
+        return int(time.time() * 1000) if newest is None else newest
+
     # --- rankings ----------------------------------------------------------------------------------------
 
     def recommend(
@@ -145,6 +150,7 @@ class Recommender:
     def _prepare(
         self, snapshot: Snapshot, requests: Sequence[RecommendationRequest], now_s: float
     ) -> list[_Ranking]:
+        clock_ms = self.clock_ms() if any(request.events for request in requests) else 0
         users = [request.user_id for request in requests if request.user_id is not None]
         stored = iter(self._reader.read(users) if users else ())
         rankings = []
@@ -152,7 +158,7 @@ class Recommender:
             row = next(stored) if request.user_id is not None else None
             past = EMPTY if row is None or row["total"] == 0 else from_row(row)
             length = self.streaming.sequence_length
-            history = merged(past, request.events, self._codes, int(now_s * 1000), length)
+            history = merged(past, request.events, self._codes, clock_ms, length)
             rows = snapshot.table.rows_of(history.items)
             readable = np.flatnonzero(rows >= 0)
             readable = readable[snapshot.scored[rows[readable]]]

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from kafka import KafkaProducer
@@ -51,7 +51,14 @@ class KafkaSink:
     The producer is made at the first use and kept; it is idempotent and waits for all replicas.
     """
 
-    def __init__(self, kafka: KafkaSettings, fields: FieldPaths, timeout_s: float) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        fields: FieldPaths,
+        timeout_s: float,
+        clock_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self._clock_ms = clock_ms or (lambda: int(time.time() * 1000))
         self._kafka, self._fields, self._timeout_s = kafka, fields, timeout_s
         self._producer: KafkaProducer | None = None
         self._lock = threading.Lock()
@@ -86,7 +93,7 @@ class KafkaSink:
 
     def _encode(self, event: NewEvent, event_id: str) -> bytes:
         """Write the record in the shape that the settings say the topic has."""
-        timestamp = int(time.time() * 1000) if event.timestamp is None else event.timestamp
+        timestamp = self._clock_ms() if event.timestamp is None else event.timestamp
         known = event.model_dump(exclude={"context"}, exclude_none=True)
         known |= {"event_id": event_id, "timestamp": timestamp}
         record: dict[str, Any] = {}

@@ -14,8 +14,8 @@ import numpy as np
 
 from streaming import environment
 from streaming.hashing import hash_one
-from streaming.rows import Rows, blank_rows, row_dtype
-from streaming.state import shard_path
+from streaming.rows import NEVER, Rows, blank_rows, row_dtype
+from streaming.state import shard_path, stored_positions
 
 if TYPE_CHECKING:
     from lmdb import _Database as Database
@@ -51,6 +51,17 @@ class StateReader:
                 if value is not None:
                     rows[position] = np.frombuffer(value, self._dtype)[0]
         return rows
+
+    def newest_ms(self) -> int | None:
+        """Newest event time in the stream, epoch ms, at most about a second old; None before the first event."""
+        shard = self._shard(0)  # every shard knows how far all partitions are
+        if shard is None:
+            return None
+        env = shard[0]
+        meta = env.open_db(b"meta", create=False)
+        with env.begin() as txn:
+            newest = max((p.max_time_ms for p in stored_positions(txn, meta).values()), default=NEVER)
+        return None if newest == NEVER else newest
 
     def _shard(self, shard: int) -> tuple[lmdb.Environment, "Database"] | None:
         opened = self._open.get(shard)

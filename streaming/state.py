@@ -133,10 +133,7 @@ class ShardStore:
         self._buffers = self._env.open_db(b"buffers")
         self._check_layout()
         with self._env.begin() as txn:
-            self._positions = {
-                int(key[1:]): Position(*_POSITION.unpack(value))
-                for key, value in _prefixed(txn, self._meta, b"p")
-            }
+            self._positions = stored_positions(txn, self._meta)
             self._counts = json.loads(txn.get(b"counts", db=self._meta) or b"{}")
             self._windows = set(json.loads(txn.get(b"windows", db=self._meta) or b"[]"))
 
@@ -343,6 +340,11 @@ class ShardStore:
 def shard_path(state_dir: Path, shard: int) -> Path:
     """Folder of one logical shard's LMDB environment."""
     return state_dir / f"shard={shard:04d}"
+
+
+def stored_positions(txn: Transaction, meta: Database) -> dict[int, Position]:
+    """Applied position of each partition, as committed."""
+    return {int(key[1:]): Position(*_POSITION.unpack(value)) for key, value in _prefixed(txn, meta, b"p")}
 
 
 def _keys(users: UInt64) -> list[bytes]:

@@ -94,7 +94,7 @@ def system(broker, ray_session, tmp_path_factory):
                 "max_seconds_initial": 20,
                 "max_seconds_per_window": 5,
             },
-            "serving": {"port": free_port(), "admin_open": True},
+            "serving": {"port": free_port(), "admin_open": True, "stream_clock": True},
         }
     )
     ensure_topics(settings.kafka)
@@ -139,7 +139,7 @@ def test_the_first_model_is_trained_gated_and_served(system):
 def test_an_event_over_http_changes_the_next_ranking(system):
     before = system.recommend("visitor", exclude_seen=False)
     assert before["state"]["known"] is False
-    event = {"user_id": "visitor", "item_id": "i30", "type": "view", "timestamp": system.time_ms}
+    event = {"user_id": "visitor", "item_id": "i30", "type": "view"}
     sent = system.http.post("/v1/events", json={"events": [event]})
     assert sent.status_code in {200, 202}, sent.text
     system.sent += 1
@@ -147,7 +147,9 @@ def test_an_event_over_http_changes_the_next_ranking(system):
     after = system.recommend("visitor", exclude_seen=False, k=3)
     assert "i31" in [item["item_id"] for item in after["items"]]
     assert any("Stop number 30" in reason for item in after["items"] for reason in item["reasons"])
-    assert system.get("/v1/users/visitor")["events"][-1]["title"] == "Stop number 30"
+    newest = system.get("/v1/users/visitor")["events"][-1]
+    assert newest["title"] == "Stop number 30"
+    assert newest["time"].startswith("1970-")  # dated by the stream, not by the clock
 
 
 def test_a_new_window_makes_a_new_candidate_with_a_verdict(system):

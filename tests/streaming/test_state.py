@@ -117,6 +117,16 @@ def test_reader_sees_a_commit_at_once_and_knows_who_is_unknown(tmp_path):
     reader.close()
 
 
+def test_reader_tells_the_newest_event_time_of_the_stream(tmp_path):
+    reader = StateReader(tmp_path / "state", 1, LENGTH, 3)
+    assert reader.newest_ms() is None
+    with open_store(tmp_path / "state", tmp_path / "windows", 0, SETTINGS) as store:
+        store.apply(make_batch([(1, 1, 1, 4321, 0, 0)], [4000]))
+        store.apply(make_batch([(2, 1, 1, 99, 0, 0)], [0], partition=1))
+        assert reader.newest_ms() == 4321
+        reader.close()
+
+
 def test_a_store_refuses_settings_it_was_not_made_with(tmp_path):
     with open_store(tmp_path / "state", tmp_path / "windows", 0, SETTINGS):
         pass
