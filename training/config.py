@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from streaming.config import Section
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelConfig(_Settings):
+class ModelConfig(Section):
     """Shape of the recommender; stored in every bundle."""
 
     dim: int = Field(64, ge=8, le=1024, description="width of item and user vectors")
@@ -47,7 +45,7 @@ class ModelConfig(_Settings):
         return self
 
 
-class AdversarialConfig(_Settings):
+class AdversarialConfig(Section):
     """Adversarial fine-tuning on item representations: (1 - share)·L(x) + share·L(x + δ)."""
 
     enabled: bool = Field(True, description="train on perturbed histories too")
@@ -59,7 +57,7 @@ class AdversarialConfig(_Settings):
     start_step: int = Field(600, ge=0, description="optimiser steps trained clean before it begins")
 
 
-class GateConfig(_Settings):
+class GateConfig(Section):
     """What a candidate is examined on, and how much worse it may be."""
 
     ndcg_tolerance: float = Field(
@@ -83,7 +81,7 @@ class GateConfig(_Settings):
     )
 
 
-class TrainingSettings(_Settings):
+class TrainingSettings(Section):
     """The continuous learner: when it trains, on what, with how much of the machine."""
 
     model: ModelConfig = ModelConfig()
