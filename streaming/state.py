@@ -10,7 +10,8 @@ things become durable is the exactly-once argument:
 3. Offsets in Kafka are committed after both, and only for people's lag tools; nobody reads them back.
 
 4. A batch without anything for this shard only moves `applied` on; that may wait in memory for up to half a
-   second. After a crash the shard is then a little further back, and the ingestor rewinds to there.
+   second, or the next window that closes. After a crash the shard is then a little further back, and the
+   ingestor rewinds to there.
 
 A batch at or below `applied` changes nothing; one that starts past `applied + 1` is refused as a gap.
 
@@ -201,7 +202,7 @@ class ShardStore:
                 changed = 0
             position = self._advance(batch, position)
             windows = self._windows | self._new_windows(batch, applied)
-            txn.put(b"p%d" % batch.partition, _POSITION.pack(*position.__dict__.values()), db=self._meta)
+            self._put_position(txn, batch.partition, position)
             if counts != self._counts:
                 txn.put(b"counts", json.dumps(counts).encode(), db=self._meta)
             if windows != self._windows:
@@ -210,6 +211,9 @@ class ShardStore:
         self._counts, self._windows = counts, windows
         self._committed_at[batch.partition] = time.monotonic()
         return changed
+
+    def _put_position(self, txn: Transaction, partition: int, position: Position) -> None:
+        txn.put(b"p%d" % partition, _POSITION.pack(*position.__dict__.values()), db=self._meta)
 
     def _update(
         self, txn: Transaction, events: EventColumns, partition: int, counts: dict[str, int]
@@ -284,6 +288,8 @@ class ShardStore:
             _add(counts, "windows_closed", 1)
             counts["closed_upto_ms"] = max(counts.get("closed_upto_ms", NEVER), start + self._length_ms)
             windows = self._windows - {start}
+            for partition, position in self._positions.items():  # what closed it must not be known only here
+                self._put_position(txn, partition, position)
             txn.put(b"counts", json.dumps(counts).encode(), db=self._meta)
             txn.put(b"windows", json.dumps(sorted(windows)).encode(), db=self._meta)
         self._counts, self._windows = counts, windows

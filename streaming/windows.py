@@ -125,6 +125,11 @@ def folder_of(start_ms: int) -> str:
     return f"start={datetime.fromtimestamp(start_ms / 1000, UTC):%Y-%m-%dT%H-%M-%SZ}"
 
 
+def iso(start_ms: int) -> str:
+    """A window's start as people read it."""
+    return f"{datetime.fromtimestamp(start_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _start_of(folder: str) -> int:
     moment = datetime.strptime(folder, "start=%Y-%m-%dT%H-%M-%SZ").replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
@@ -151,7 +156,7 @@ class WindowFiles:
     @property
     def name(self) -> str:
         """Start of the window in ISO form, for people."""
-        return datetime.fromtimestamp(self.start_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return iso(self.start_ms)
 
 
 def complete_windows(windows_dir: Path, num_shards: int) -> list[WindowFiles]:

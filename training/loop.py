@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 
 from streaming.config import StreamingSettings
-from streaming.windows import complete_windows, read_window
+from streaming.windows import complete_windows, iso, read_window
 from training import engine as engines
 from training.bundle import load_bundle
 from training.config import ModelConfig, TrainingSettings
@@ -41,7 +41,7 @@ from training.errors import LearnerError
 from training.fit import fit_round
 from training.items import ItemSlots, ItemTable, build_table
 from training.pace import make_nice, wait_for_file
-from training.plan import Plan, iso
+from training.plan import Plan
 from training.progress import PopularityCounts, Progress
 from training.registry import Registry, append_line
 from training.scout import Scout

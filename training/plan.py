@@ -7,7 +7,6 @@ skipped, none is trained twice, and empty windows never are an exam of their own
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,8 +64,3 @@ def split(
                 return tuple(train), tuple(pending[at:])
             return None  # only empty windows before the exam: they wait for company
     return None
-
-
-def iso(start_ms: int) -> str:
-    """A window's start as people read it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start_ms / 1000))

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from streaming.windows import iso
 from training.bundle import load_bundle, save_bundle
 from training.config import ModelConfig
 from training.data import Sequences
 from training.gate import Contender, judge, make_exam
 from training.items import ItemTable
 from training.model import SequenceModel
-from training.plan import Plan, iso
+from training.plan import Plan
 
 if TYPE_CHECKING:
     from training.loop import Worker

@@ -1,6 +1,7 @@
 """The store against a plain oracle: any batching, re-sending and restarting leads to the same state."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,15 @@ def test_a_reader_opened_early_keeps_reading_when_the_store_has_grown_large(tmp_
         assert ask("ann") == 1
         reader.stdin.close()
         reader.wait(10)
+
+
+def test_closing_a_window_makes_the_offsets_behind_it_durable(tmp_path):
+    """Otherwise records sent again after a crash would count into a window that is closed, and open another."""
+    with open_store(tmp_path / "state", tmp_path / "windows", 0, SETTINGS) as store:
+        store.apply(make_batch([(1, 1, 1, 10, 0, 0)], [0]))
+        for offset, newest in ((1, 20), (2, 5000)):  # records of other shards: they only move the offset on
+            batch = make_batch([], [], from_offset=offset, upto_offset=offset, max_time_ms=newest)
+            store.apply(replace(batch, windows=np.array([0]), window_offsets=np.array([offset])))
+        assert [w.start_ms for w in complete_windows(tmp_path / "windows", 1)] == [0]
+    with open_store(tmp_path / "state", tmp_path / "windows", 0, SETTINGS) as store:
+        assert store.positions()[0].applied == 2
