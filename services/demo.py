@@ -72,11 +72,11 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
             "bootstrap_servers": bootstrap_servers,
             # Kafka answers a fetch as soon as there is something; the embedded broker when the wait is over
             "fetch_wait_ms": 100 if external else 10,
-            "events_topic": topic + "events",
             "items_topic": topic + "items",
             "dead_letter_topic": topic + "events.dead-letter",
         },
         "streaming": {
+            "sources": [{"topic": topic + "events"}],
             "event_types": [*known, *(kind for kind in types if kind not in known)],
             "windows": {"length_s": length_ms / 1000, "lateness_s": length_ms / 100_000},
         },
@@ -213,7 +213,7 @@ class Demo:
         from services.applications import run
         from streaming.kafka import ensure_topics, make_producer
 
-        ensure_topics(settings.kafka)
+        ensure_topics(settings.kafka, [settings.streaming.events_topic])
         producer = make_producer(settings.kafka)
         self._cleanup.callback(producer.close, timeout=1)
         client = ApiClient(f"http://127.0.0.1:{options.port}")
@@ -222,7 +222,7 @@ class Demo:
             producer,
             client,
             ReplayKnobs(rate=options.rate, requests_per_s=options.requests_per_s),
-            settings.kafka.events_topic,
+            settings.streaming.events_topic,
             settings.kafka.items_topic,
             self._started_at,
         )

@@ -200,7 +200,9 @@ class Supervisor:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                ensure_topics(self._settings.kafka)
+                ensure_topics(
+                    self._settings.kafka, [source.topic for source in self._settings.streaming.sources]
+                )
                 self._actors.start()
                 break
             except Exception as error:  # the broker may come up after us

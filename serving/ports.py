@@ -16,7 +16,7 @@ from kafka.errors import KafkaError
 
 from serving.errors import UnavailableError
 from serving.models import Acknowledgement, NewEvent
-from streaming.config import FieldPaths, KafkaSettings
+from streaming.config import KafkaSettings, Source
 from streaming.errors import BrokerError
 from streaming.kafka import make_producer
 
@@ -54,12 +54,12 @@ class KafkaSink:
     def __init__(
         self,
         kafka: KafkaSettings,
-        fields: FieldPaths,
+        source: Source,
         timeout_s: float,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
         self._clock_ms = clock_ms or (lambda: int(time.time() * 1000))
-        self._kafka, self._fields, self._timeout_s = kafka, fields, timeout_s
+        self._kafka, self._source, self._timeout_s = kafka, source, timeout_s
         self._producer: KafkaProducer | None = None
         self._lock = threading.Lock()
 
@@ -74,7 +74,7 @@ class KafkaSink:
         try:
             with self._lock:
                 self._producer = self._producer or make_producer(self._kafka, linger_ms=0)
-            producer, topic = self._producer, self._kafka.events_topic
+            producer, topic = self._producer, self._source.topic
             sent = [
                 producer.send(topic, key=event.user_id.encode(), value=self._encode(event, event_id))
                 for event, event_id in zip(events, ids, strict=True)
@@ -98,7 +98,7 @@ class KafkaSink:
         known |= {"event_id": event_id, "timestamp": timestamp}
         record: dict[str, Any] = {}
         for name, value in known.items():
-            path: str | None = getattr(self._fields, name, name)  # `value` cannot be mapped
+            path: str | None = getattr(self._source.fields, name, name)
             if path is not None:
                 *parents, leaf = path.split(".")
                 node = record

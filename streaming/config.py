@@ -1,5 +1,6 @@
 """Settings of the streaming side. Every number has its unit in its name or its description."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -22,7 +23,6 @@ class KafkaSettings(Section):
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
     ssl_cafile: str | None = Field(None, description="PEM file of the authority that signed the broker")
-    events_topic: str = Field("events", min_length=1, description="user events")
     items_topic: str = Field("items", min_length=1, description="item catalogue, compacted")
     dead_letter_topic: str = Field(
         "events.dead-letter", min_length=1, description="records that do not validate"
@@ -53,8 +53,11 @@ class KafkaSettings(Section):
 DottedPath = Annotated[str, Field(min_length=1, pattern=r"^[^.]+(\.[^.]+)*$")]
 
 
+FieldName = Literal["event_id", "user_id", "item_id", "type", "timestamp", "value", "category"]
+
+
 class FieldPaths(Section):
-    """Where each field of the Event contract stands in a record: a dotted path into the JSON object."""
+    """Where each field of the Event contract stands in a record: a dotted path into the document."""
 
     event_id: DottedPath | None = Field(
         "event_id", description="none: records are told apart by their offset only"
@@ -63,6 +66,37 @@ class FieldPaths(Section):
     item_id: DottedPath = "item_id"
     type: DottedPath = "type"
     timestamp: DottedPath = "timestamp"
+    value: DottedPath | None = Field("value", description="an amount: price, rating, seconds; may be absent")
+    category: DottedPath | None = Field(None, description="counted per user, see streaming.state.categories")
+
+
+class AvroSettings(Section):
+    """Where the schema of an Avro topic comes from: a file, or a Confluent-compatible registry."""
+
+    schema_file: Path | None = Field(None, description="writer's schema (.avsc); records carry no schema id")
+    registry_url: str | None = Field(None, description="http(s)://host:port; records carry a schema id")
+    registry_username: str | None = None
+    registry_password: SecretStr | None = None
+    timeout_s: float = Field(10.0, gt=0, le=300, description="longest wait for the registry, s")
+
+
+class Source(Section):
+    """A topic of user events, and how a record of it becomes an event."""
+
+    topic: str = Field("events", min_length=1, description="name of the Kafka topic")
+    format: Literal["json", "avro"] = "json"
+    fields: FieldPaths = FieldPaths()
+    types: dict[str, str] = Field(
+        default_factory=dict,
+        description='your type = one of streaming.event_types, or "$forget" (erases the user)',
+    )
+    constants: dict[FieldName, str] = Field(
+        default_factory=dict, description="field = value of every record, whatever it holds"
+    )
+    defaults: dict[FieldName, str] = Field(
+        default_factory=dict, description="field = value where the record has none"
+    )
+    avro: AvroSettings = AvroSettings()
 
 
 class WindowSettings(Section):
@@ -77,8 +111,70 @@ class WindowSettings(Section):
     )
 
 
+class StateSettings(Section):
+    """What is kept per user beside the newest events."""
+
+    half_lives_s: tuple[float, ...] = Field(
+        (86400.0, 7 * 86400.0),
+        min_length=1,
+        max_length=8,
+        description="half-lives of the decayed counts per event type, s",
+    )
+    categories: tuple[str, ...] = Field(
+        (),
+        max_length=128,
+        description="values of the category field that are counted per user; others are not",
+    )
+    session_gap_s: float = Field(
+        1800.0, gt=0, description="an event later than this after the newest opens a session, s"
+    )
+    ttl_s: float | None = Field(
+        None, gt=0, description="a user without events for this long (event time) is dropped, s; none: kept"
+    )
+    ttl_scan_rows: int = Field(
+        2000, ge=1, le=1_000_000, description="rows looked at per second and shard for the time to live"
+    )
+
+
+class SnapshotSettings(Section):
+    """Copies of the state with its offsets, from which a node without state starts."""
+
+    url: str | None = Field(
+        None, description="any fsspec URL: file:///backup, s3://bucket/headrace; none: off"
+    )
+    every_s: float = Field(300.0, ge=1, description="time from one snapshot of a shard to its next, s")
+    keep: int = Field(3, ge=1, le=1000, description="complete snapshots kept per shard")
+    options: dict[str, str] = Field(
+        default_factory=dict,
+        description="options of the fsspec file system, such as endpoint_url; no secrets",
+    )
+
+
+class AutoscaleSettings(Section):
+    """Number of shard actors and ingestors, by lag."""
+
+    enabled: bool = False
+    target_lag: int = Field(50_000, ge=1, description="records behind above which actors are added")
+    min_actors: int = Field(1, ge=1, description="fewest shard actors, and fewest ingestors")
+    max_actors: int = Field(4, ge=1, description="most shard actors, and most ingestors")
+    cooldown_s: float = Field(60.0, gt=0, description="time between two changes, s")
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors={self.min_actors} is above max_actors={self.max_actors}")
+        return self
+
+
 class StreamingSettings(Section):
     """Ingestors, shards and windows."""
+
+    sources: tuple[Source, ...] = Field(
+        (Source(),),
+        min_length=1,
+        max_length=64,
+        description="topics of user events; the API publishes to the first",
+    )
 
     event_types: tuple[str, ...] = Field(
         ("view", "click", "like", "rating", "cart", "purchase"),
@@ -86,16 +182,15 @@ class StreamingSettings(Section):
         max_length=32,
         description="known event types; a record's must be one of them (their order is part of the state)",
     )
-    fields: FieldPaths = FieldPaths()
     sequence_length: int = Field(50, ge=2, le=1000, description="newest events kept per user")
     logical_shards: int = Field(16, ge=1, le=4096, description="fixed for the life of a state directory")
     shard_actors: int = Field(1, ge=1, description="actors that host the logical shards")
     ingestors: int = Field(1, ge=1, description="actors that read the events topic")
-    half_life_s: float = Field(
-        7 * 86400.0, gt=0, description="half-life of the decayed counts per event type, s"
-    )
     max_future_s: float = Field(
         86400.0, ge=0, description="an event further ahead of the clock is a dead letter, s"
+    )
+    max_past_s: float = Field(
+        50 * 365.25 * 86400, gt=0, description="an event further behind the clock is a dead letter, s"
     )
     max_id_length: int = Field(512, ge=8, le=65536, description="longest user, item or event id, characters")
     batch_records: int = Field(5000, ge=1, description="most records in one micro-batch")
@@ -112,9 +207,19 @@ class StreamingSettings(Section):
         16.0, gt=0, description="address space reserved per logical shard, GiB (sparse)"
     )
     windows: WindowSettings = WindowSettings()
+    state: StateSettings = StateSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
+    autoscale: AutoscaleSettings = AutoscaleSettings()
+
+    @property
+    def events_topic(self) -> str:
+        """The topic that the API publishes to: the first source's."""
+        return self.sources[0].topic
 
     @model_validator(mode="after")
-    def _types_are_distinct(self) -> Self:
-        if len(set(self.event_types)) != len(self.event_types):
-            raise ValueError(f"event_types must be distinct, got {list(self.event_types)}")
+    def _names_are_distinct(self) -> Self:
+        topics = [source.topic for source in self.sources]
+        for name, values in (("event_types", self.event_types), ("sources: topics", topics)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must be distinct, got {list(values)}")
         return self

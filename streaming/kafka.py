@@ -82,14 +82,14 @@ def make_consumer(
         )
 
 
-def ensure_topics(settings: KafkaSettings) -> None:
-    """Create the three topics where they do not exist; existing ones are left as they are."""
+def ensure_topics(settings: KafkaSettings, events: Sequence[str] = ("events",)) -> None:
+    """Create the topics of events, items and dead letters that do not exist; existing ones are left as they are."""
     with _translated(settings, "create topics"):
         admin = KafkaAdminClient(**_connection(settings))
         try:
             existing = set(admin.list_topics())
             wanted = [
-                NewTopic(settings.events_topic, settings.partitions, settings.replication_factor),
+                *(NewTopic(topic, settings.partitions, settings.replication_factor) for topic in events),
                 NewTopic(
                     settings.items_topic,
                     1,

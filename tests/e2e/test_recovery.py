@@ -23,10 +23,11 @@ def settings_for(broker, data_dir):
             "data_dir": data_dir,
             "kafka": {
                 "bootstrap_servers": broker,
-                "events_topic": "recovery.events",
                 "items_topic": "recovery.items",
             },
             "streaming": {
+                "sources": [{"topic": "recovery.events"}],
+                "max_past_s": 4e9,
                 "logical_shards": NUM_SHARDS,
                 "shard_actors": 2,
                 "ingestors": 2,
@@ -42,8 +43,9 @@ def settings_for(broker, data_dir):
 @pytest.fixture(scope="module")
 def published(broker, tmp_path_factory):
     """A topic of events of 300 users, some sent twice, some malformed, some late."""
-    kafka = settings_for(broker, tmp_path_factory.mktemp("unused")).kafka
-    ensure_topics(kafka)
+    settings = settings_for(broker, tmp_path_factory.mktemp("unused"))
+    kafka, topic = settings.kafka, settings.streaming.events_topic
+    ensure_topics(kafka, [topic])
     producer = make_producer(kafka, linger_ms=20)
     random = np.random.default_rng(7)
     users, items = random.integers(0, 300, NUM_EVENTS), random.integers(0, 900, NUM_EVENTS)
@@ -54,7 +56,7 @@ def published(broker, tmp_path_factory):
         event = {"event_id": event_id, "user_id": f"u{user}", "item_id": f"i{items[row]}", "type": "click"}
         event["timestamp"] = 1_000_000 + row * 500 - int(jitter[row])
         value = b"{" if row % 1000 == 999 else json.dumps(event).encode()
-        producer.send(kafka.events_topic, key=f"u{user}".encode(), value=value)
+        producer.send(topic, key=f"u{user}".encode(), value=value)
     producer.flush(timeout=30)
     producer.close()
 

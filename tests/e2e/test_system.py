@@ -52,7 +52,7 @@ class System:
         self.sent += 1
         event = {"event_id": f"{user}-{self.sent}", "user_id": user, "item_id": item, "type": "view"}
         value = json.dumps(event | {"timestamp": time_ms}).encode()
-        return self.producer.send(self.settings.kafka.events_topic, value, key=user.encode())
+        return self.producer.send(self.settings.streaming.events_topic, value, key=user.encode())
 
     def get(self, path, **params):
         answer = self.http.get(path, params=params)
@@ -69,12 +69,14 @@ class System:
 
 @pytest.fixture(scope="module")
 def system(broker, ray_session, tmp_path_factory):
-    kafka = {name: f"system.{name}" for name in ("events_topic", "items_topic", "dead_letter_topic")}
+    kafka = {name: f"system.{name}" for name in ("items_topic", "dead_letter_topic")}
     settings = make_settings(
         {
             "data_dir": tmp_path_factory.mktemp("system"),
             "kafka": kafka | {"bootstrap_servers": broker, "partitions": 2},
             "streaming": {
+                "sources": [{"topic": "system.events"}],
+                "max_past_s": 4e9,
                 "logical_shards": 2,
                 "map_size_gib": 0.25,
                 "sequence_length": 20,
@@ -97,7 +99,7 @@ def system(broker, ray_session, tmp_path_factory):
             "serving": {"port": free_port(), "admin_open": True, "stream_clock": True},
         }
     )
-    ensure_topics(settings.kafka)
+    ensure_topics(settings.kafka, [settings.streaming.events_topic])
     base = run(settings)
     running = System(settings, base)
     for item in range(NUM_ITEMS):

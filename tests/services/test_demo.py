@@ -41,7 +41,7 @@ def test_windows_of_the_steady_part_hold_some_thousands_of_events(dataset):
 def test_settings_know_the_types_of_the_stream_and_wait_for_a_reachable_amount(dataset):
     settings = demo_settings(DemoOptions(), dataset, "127.0.0.1:1", external=False)
     assert "wishlist" in settings.streaming.event_types
-    assert settings.kafka.events_topic == "events"
+    assert settings.streaming.events_topic == "events"
     length = settings.streaming.windows.length_s * 1000
     times = dataset.interactions["timestamp_ms"].to_numpy()[: history_rows(dataset)]
     closed = (times // length + 1) * length <= times[-1] - settings.streaming.windows.lateness_s * 1000
@@ -50,7 +50,7 @@ def test_settings_know_the_types_of_the_stream_and_wait_for_a_reachable_amount(d
 
 def test_topics_on_a_shared_broker_are_the_demos_own(dataset):
     settings = demo_settings(DemoOptions(), dataset, "kafka:9092", external=True)
-    assert settings.kafka.events_topic.startswith("headrace-demo-")
+    assert settings.streaming.events_topic.startswith("headrace-demo-")
     assert settings.kafka.items_topic.startswith("headrace-demo-")
 
 

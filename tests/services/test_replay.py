@@ -37,17 +37,21 @@ def own_broker() -> Iterator[EmbeddedBroker]:
         yield running
 
 
+def events_of(kafka: KafkaSettings) -> str:
+    """The topic of events beside this topic of items."""
+    return kafka.items_topic.replace(".items", ".events")
+
+
 @pytest.fixture
 def kafka(own_broker: EmbeddedBroker, request: pytest.FixtureRequest) -> KafkaSettings:
     name = request.node.name
     settings = KafkaSettings(
         bootstrap_servers=own_broker.bootstrap_servers,
-        events_topic=f"{name}.events",
         items_topic=f"{name}.items",
         dead_letter_topic=f"{name}.dead",
         request_timeout_s=10,
     )
-    ensure_topics(settings)
+    ensure_topics(settings, [events_of(settings)])
     return settings
 
 
@@ -68,7 +72,7 @@ def producer(kafka: KafkaSettings) -> Iterator[KafkaProducer]:
 def replay_of(kafka: KafkaSettings, producer: KafkaProducer, api: FakeApi) -> Callable[..., Replay]:
     def make(**knobs: Any) -> Replay:
         client = ApiClient(api.url, timeout_s=1.0)
-        topics = {"events_topic": kafka.events_topic, "items_topic": kafka.items_topic}
+        topics = {"events_topic": events_of(kafka), "items_topic": kafka.items_topic}
         return Replay(dataset_of(EVENTS), producer, client, ReplayKnobs(**knobs), **topics)
 
     return make
@@ -114,7 +118,7 @@ def test_history_then_a_steady_part_sends_every_event_once_in_each_users_order(
     assert 0.45 < time.monotonic() - began < 5  # 200 events at 400/s
     assert replay.produced == 400
 
-    records = read_all(kafka, kafka.events_topic, 400)
+    records = read_all(kafka, events_of(kafka), 400)
     rows = [(record.partition, record.offset, json.loads(record.value)) for record in records]
     assert len({value["event_id"] for _, _, value in rows}) == len(rows) == 400
     assert all(
@@ -173,7 +177,7 @@ def test_stopping_early_reports_exactly_what_was_sent(
     reached = replay.stop_steady()
     assert 0 < reached < 200
     assert replay.produced == reached
-    ids = {json.loads(record.value)["event_id"] for record in read_all(kafka, kafka.events_topic, reached)}
+    ids = {json.loads(record.value)["event_id"] for record in read_all(kafka, events_of(kafka), reached)}
     assert {int(name.rsplit("-", 1)[1]) for name in ids} == set(range(reached))
 
 
@@ -209,7 +213,7 @@ def test_freshness_ends_when_the_state_includes_the_event(
     sampler.start()
     api.partition, api.offset = 99, 99  # another partition is no evidence
     called_at = time.monotonic()
-    record = producer.send(kafka.events_topic, key=b"u", value=b"{}")
+    record = producer.send(events_of(kafka), key=b"u", value=b"{}")
     metadata = record.get(timeout=10)
     assert sampler.offer("u", called_at, record)
     assert not sampler.offer("u", called_at + 1, record)  # one at a time
@@ -230,7 +234,7 @@ def test_an_event_that_never_shows_counts_as_failed_with_the_time_waited(
 ) -> None:
     sampler = FreshnessSampler(ApiClient(api.url), per_s=100.0, timeout_s=0.2)
     sampler.start()
-    record = producer.send(kafka.events_topic, key=b"u", value=b"{}")
+    record = producer.send(events_of(kafka), key=b"u", value=b"{}")
     sampler.offer("u", time.monotonic(), record)
     deadline = time.monotonic() + 5
     while sampler.score().failed == 0 and time.monotonic() < deadline:

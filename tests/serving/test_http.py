@@ -17,7 +17,7 @@ from serving.engine import Recommender
 from serving.errors import UnavailableError
 from serving.ports import KafkaSink, ServePipeline
 from streaming.broker import free_port
-from streaming.config import FieldPaths, KafkaSettings
+from streaming.config import FieldPaths, KafkaSettings, Source
 from streaming.kafka import ensure_topics, make_consumer
 from tests.serving.world import World, event
 
@@ -281,9 +281,13 @@ def test_the_documentation_stands_alone(client):
 
 
 def test_events_reach_the_topic_and_are_acknowledged(recommender, broker):
-    kafka = KafkaSettings(bootstrap_servers=broker, events_topic="http-events", partitions=2)
-    ensure_topics(kafka)
-    sink = KafkaSink(kafka, FieldPaths(item_id="payload.item", type="context.kind"), timeout_s=15)
+    kafka = KafkaSettings(bootstrap_servers=broker, partitions=2)
+    ensure_topics(kafka, ["http-events"])
+    sink = KafkaSink(
+        kafka,
+        Source(topic="http-events", fields=FieldPaths(item_id="payload.item", type="context.kind")),
+        timeout_s=15,
+    )
     with serve(recommender, sink=sink) as client:
         events = [
             {"user_id": "ännä", "item_id": "i4", "type": "view", "event_id": "e1", "timestamp": 1000},
@@ -338,7 +342,7 @@ def test_one_wrong_event_publishes_none(client, change, pointer):
 
 def test_without_a_broker_events_are_refused_in_time(recommender):
     kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}", request_timeout_s=0.5)
-    with serve(recommender, sink=KafkaSink(kafka, FieldPaths(), timeout_s=0.5)) as client:
+    with serve(recommender, sink=KafkaSink(kafka, Source(), timeout_s=0.5)) as client:
         body = problem(
             client.post("/v1/events", json={"events": [{"user_id": "a", "item_id": "b", "type": "view"}]}),
             503,

@@ -17,15 +17,14 @@ def settings(broker, ray_session, tmp_path):
     name = f"ingest-{uuid.uuid4().hex[:6]}"
     kafka = {
         "bootstrap_servers": broker,
-        "events_topic": name,
         "dead_letter_topic": f"{name}.dead",
         "partitions": 2,
     }
     kafka["items_topic"] = f"{name}.items"
     windows = {"length_s": 1000, "idle_timeout_s": 1}
-    streaming = {"logical_shards": 2, "map_size_gib": 0.1, "windows": windows}
+    streaming = {"sources": [{"topic": name}], "max_past_s": 4e9, "logical_shards": 2, "map_size_gib": 0.1, "windows": windows}
     made = make_settings({"data_dir": tmp_path, "kafka": kafka, "streaming": streaming})
-    ensure_topics(made.kafka)
+    ensure_topics(made.kafka, [name])
     return made
 
 
@@ -57,14 +56,14 @@ def test_bad_records_become_dead_letters_and_the_rest_is_applied(settings, actor
     good = {"user_id": "ann", "item_id": "a", "type": "view", "timestamp": 1000}
     for number in range(20):
         producer.send(
-            settings.kafka.events_topic, json.dumps(good | {"event_id": f"e{number}"}).encode(), key=b"ann"
+            settings.streaming.events_topic, json.dumps(good | {"event_id": f"e{number}"}).encode(), key=b"ann"
         )
     bad = [b"\xff\x00 not json", json.dumps(good | {"type": "zap"}).encode()]
     sent = [
-        producer.send(settings.kafka.events_topic, value, key=b"k", headers=[("trace", b"7")])
+        producer.send(settings.streaming.events_topic, value, key=b"k", headers=[("trace", b"7")])
         for value in bad
     ]
-    producer.send(settings.kafka.events_topic, json.dumps(good | {"event_id": "e3"}).encode(), key=b"ann")
+    producer.send(settings.streaming.events_topic, json.dumps(good | {"event_id": "e3"}).encode(), key=b"ann")
     producer.flush(timeout=10)
     wait_for(actors, [20, 2, 1])
 
@@ -82,7 +81,7 @@ def test_bad_records_become_dead_letters_and_the_rest_is_applied(settings, actor
     headers = [dict(letter.headers) for letter in letters]
     assert [h["headrace.offset"] for h in headers] == [str(f.get(1).offset).encode() for f in sent]
     assert all(
-        h["headrace.topic"] == settings.kafka.events_topic.encode() and h["trace"] == b"7" for h in headers
+        h["headrace.topic"] == settings.streaming.events_topic.encode() and h["trace"] == b"7" for h in headers
     )
     assert b"expected a JSON object" in headers[0]["headrace.reason"]
     assert b"field type: expected one of" in headers[1]["headrace.reason"]
@@ -93,9 +92,9 @@ def test_offsets_are_committed_for_lag_tools(settings, actors):
     event = json.dumps(
         {"event_id": "e", "user_id": "u", "item_id": "a", "type": "view", "timestamp": 1}
     ).encode()
-    partition = producer.send(settings.kafka.events_topic, event, key=b"u").get(10).partition
+    partition = producer.send(settings.streaming.events_topic, event, key=b"u").get(10).partition
     consumer = make_consumer(settings.kafka)
-    part = topic_partitions(settings.kafka.events_topic, [partition])[0]
+    part = topic_partitions(settings.streaming.events_topic, [partition])[0]
     deadline = time.monotonic() + 20
     while consumer.committed(part) != 1 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -111,7 +110,7 @@ def test_a_burst_after_silence_is_late_in_no_partition(settings, actors):
     for number in range(20_000):  # a window every 100 events, users in both partitions
         event = {"event_id": f"e{number}", "user_id": f"u{number % 50}", "item_id": "a", "type": "view"}
         value = json.dumps(event | {"timestamp": number * 10_000}).encode()
-        producer.send(settings.kafka.events_topic, value, key=f"u{number % 50}".encode())
+        producer.send(settings.streaming.events_topic, value, key=f"u{number % 50}".encode())
     producer.flush(timeout=30)
     wait_for(actors, [20_000, 0, 0])
     answers = ray.get([actor.stats.remote() for actor in actors.shards], timeout=20)

@@ -1,0 +1,23 @@
+"""Commands of `headrace`, one module per subject; what they share stands here.
+
+Modules here import nothing heavy at module level: `headrace --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+_errors = Console(stderr=True)
+
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option("--settings", help="Settings file; default: headrace.toml here, if there is one."),
+]
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print what went wrong and exit."""
+    _errors.print(f"[bold red]headrace:[/] {message}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
