@@ -1,70 +1,34 @@
-"""The Supervisor: one replica that creates, watches and replaces everything that is not serving.
-
-It assigns partitions to ingestors itself, so there is no group rebalance, and hosts the logical shards on a
-number of actors. All actors are named and detached: they outlive this replica, and a new replica finds them by
-name. Their names carry a fingerprint of the settings; actors of other settings are stopped first.
+"""The Supervisor: one replica that creates, watches, rescales and replaces everything that is not serving.
 
 Ray restarts a dead shard, ingestor or catalogue actor by itself, with the same arguments; the Supervisor
-notices actors that stay gone, partitions that were added, and a learner that ended.
+notices actors that stay gone, partitions that were added, lag that asks for more actors, and a learner that ended.
 """
 
-import hashlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
+from services import layout
+from services.actors import Actors
+from services.autoscale import Autoscaler
 from services.settings import Settings
-from streaming.cataloguer import Cataloguer, Encoder
-from streaming.ingestor import Ingestor, ShardRoute
-from streaming.kafka import ensure_topics, partitions_of
-from streaming.shard import Shard
-from training.learner import Learner, read_status
+from streaming.kafka import ensure_topics
+from streaming.snapshotter import SnapshotStats
+from training.learner import read_status
 from training.registry import Registry
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "headrace"
 _TICK_S = 0.5
 _CALL_TIMEOUT_S = 10.0
-_PARTITIONS_EVERY_S = 30.0
+_PARTITIONS_EVERY_S = 10.0
 _LEARNER_RETRY_S = 5.0
-
-
-def fingerprint(settings: Settings) -> str:
-    """Short name of the settings that the actors depend on."""
-    parts = (settings.data_dir.resolve(), settings.kafka, settings.streaming, settings.training)
-    return hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
-
-
-def kill_actors(keep: str | None = None) -> int:
-    """Kill the pipeline's actors, but for those of the fingerprint `keep`; returns how many."""
-    killed = 0
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == NAMESPACE and not (keep and actor["name"].startswith(f"{keep}-")):
-            try:
-                ray.kill(ray.get_actor(actor["name"], namespace=NAMESPACE))
-                killed += 1
-            except ValueError:
-                continue  # it ended by itself in between
-    return killed
-
-
-def packaged_encoder(name: str) -> Encoder:
-    """Load the text encoder of that name or folder, on one thread: it runs beside serving."""
-    import torch
-
-    from training.encoder import load_text_encoder
-
-    torch.set_num_threads(1)
-    encoder: Encoder = load_text_encoder(name)
-    return encoder
 
 
 @dataclass
@@ -77,95 +41,6 @@ class _Rate:
         self.seen.append((time.monotonic(), total))
         (start, first), (end, last) = self.seen[0], self.seen[-1]
         return (last - first) / (end - start) if end > start else 0.0
-
-
-class Actors:
-    """The pipeline's actors: created where absent, found by name where present."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._prefix = fingerprint(settings)
-        self.shards: list[Any] = []
-        self.routes: list[ShardRoute] = []
-        self.ingestors: list[Any] = []
-        self.cataloguer: Any = None
-        self.learner: Any = None
-        self.num_partitions = 0
-
-    def start(self) -> None:
-        """Create or find all actors but the learner."""
-        settings = self._settings
-        kill_actors(keep=self._prefix)
-        streaming, data_dir = settings.streaming, settings.data_dir.resolve()
-        hosts = min(streaming.shard_actors, streaming.logical_shards)
-        hosted = [tuple(range(host, streaming.logical_shards, hosts)) for host in range(hosts)]
-        self.shards = [
-            self._actor(f"shard-{host}", Shard, 0.5, data_dir, shards, streaming)
-            for host, shards in enumerate(hosted)
-        ]
-        self.routes = [ShardRoute(actor, shards) for actor, shards in zip(self.shards, hosted, strict=True)]
-        name = settings.training.text_encoder
-        self.cataloguer = self._actor(
-            "catalog",
-            Cataloguer,
-            0.5,
-            settings.kafka,
-            data_dir / "catalog",
-            _call(packaged_encoder, name),
-        )
-        self.assign()
-
-    def assign(self) -> bool:
-        """Give every partition of the events topic to an ingestor; True when that changed."""
-        kafka, streaming = self._settings.kafka, self._settings.streaming
-        partitions = partitions_of(kafka, kafka.events_topic)
-        if not partitions or (self.ingestors and len(partitions) == self.num_partitions):
-            return False
-        for ingestor in self.ingestors:
-            ray.kill(ingestor)
-        self.num_partitions = len(partitions)
-        count = min(streaming.ingestors, len(partitions))
-        self.ingestors = [
-            self._actor(
-                f"ingestor-{len(partitions)}-{index}",
-                Ingestor,
-                0.5,
-                kafka,
-                streaming,
-                partitions[index::count],
-                len(partitions),
-                self.routes,
-            )
-            for index in range(count)
-        ]
-        return True
-
-    def start_learner(self) -> Any:
-        """Create or find the learner and start its run; returns the reference of that run."""
-        settings = self._settings
-        self.learner = self._actor(
-            "learner", Learner, 0.1, settings.data_dir.resolve(), settings.streaming, settings.training
-        )
-        return self.learner.run.remote()
-
-    def drop_learner(self) -> None:
-        """Forget a learner that ended, so that the next one is a new process."""
-        if self.learner is not None:
-            ray.kill(self.learner)
-            self.learner = None
-
-    def _actor(self, name: str, cls: type, cpus: float, *arguments: Any) -> Any:
-        remote = ray.remote(cls).options(
-            name=f"{self._prefix}-{name}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=0,
-            max_concurrency=4 if name == "learner" else 1,
-            num_cpus=cpus,
-        )
-        return remote.remote(*arguments)
 
 
 class Supervisor:
@@ -182,7 +57,9 @@ class Supervisor:
         self._status: dict[str, Any] = {"phase": "starting", "actors": {}}
         self._rate = _Rate()
         self._problems: dict[str, str] = {}
-        self._stop = threading.Event()
+        self._autoscaler = Autoscaler(settings.streaming.autoscale)
+        self._wanted: tuple[int, int] | None = None  # shard actors, ingestors: asked for, not begun
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._learner_run: Any = None
         self._learner_retry_at = 0.0
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -192,9 +69,26 @@ class Supervisor:
         """Counts, lag and health of the pipeline; never older than a few seconds."""
         return self._status
 
+    def scale(self, shard_actors: int | None = None, ingestors: int | None = None) -> dict[str, Any]:
+        """Run with other numbers of actors; the watch moves the shards, which `status()["layout"]` then shows.
+
+        Raises:
+            ValueError: these numbers cannot be.
+        """
+        hosting = self._actors.hosting
+        wanted = (
+            hosting.shard_actors if shard_actors is None else shard_actors,
+            hosting.ingestors if ingestors is None else ingestors,
+        )
+        layout.scaled(hosting, *wanted)  # refuses what cannot be
+        self._wanted = wanted
+        self._wake.set()
+        return {"shard_actors": wanted[0], "ingestors": wanted[1], "version": hosting.version + 1}
+
     def stop(self) -> None:
         """Stop watching; the actors stay."""
         self._stop.set()
+        self._wake.set()
         self._thread.join(10)
 
     def _run(self) -> None:
@@ -216,11 +110,32 @@ class Supervisor:
                 if time.monotonic() - checked_at > _PARTITIONS_EVERY_S:
                     checked_at = time.monotonic()
                     self._actors.assign()
+                self._rescale()
                 self._status = self._observe()
             except Exception as error:  # one bad round must not end the watch
                 log.exception("supervisor round failed")
                 self._status = self._status | {"error": f"{type(error).__name__}: {error}"}
-            self._stop.wait(_TICK_S)
+            self._wake.wait(_TICK_S)
+            self._wake.clear()
+
+    def _rescale(self) -> None:
+        """Carry out what was asked for by hand or by lag, or what a failure left half done."""
+        hosting = self._actors.hosting
+        wanted, self._wanted = self._wanted, None
+        if wanted is None:
+            actors = max(hosting.shard_actors, hosting.ingestors)
+            count = self._autoscaler.wanted(self._status.get("lag", 0), actors, time.monotonic())
+            if count != actors:
+                wanted = min(count, self._settings.streaming.logical_shards), count
+        if wanted is not None and wanted != (hosting.shard_actors, hosting.ingestors):
+            log.info(
+                "from %d shard actors and %d ingestors to %d and %d",
+                hosting.shard_actors,
+                hosting.ingestors,
+                *wanted,
+            )
+            self._actors.scale(*wanted)
+        self._actors.settle()
 
     def _watch_learner(self) -> None:
         if self._learner_run is None:
@@ -245,12 +160,22 @@ class Supervisor:
         states: dict[str, str] = {}
         shards = [s for answer in self._ask(states, "shard", actors.shards, "stats") for s in answer]
         ingestors = self._ask(states, "ingestor", actors.ingestors, "stats")
+        snapshots = self._ask(states, "shard", actors.shards, "snapshot_stats")
         catalog = self._ask(states, "catalog", [actors.cataloguer], "status")
         total = {
             name: sum(getattr(shard, name) for shard in shards)
-            for name in ("users", "applied", "duplicates", "late", "dead_letters")
+            for name in (
+                "users",
+                "applied",
+                "duplicates",
+                "late",
+                "dead_letters",
+                "erasures",
+                "erased",
+                "expired",
+            )
         }
-        complete = bool(shards) and "down" not in states.values()
+        complete = len(shards) == self._settings.streaming.logical_shards
         previous = self._status
         return {
             "phase": "running",
@@ -259,6 +184,7 @@ class Supervisor:
                 "duplicates": total["duplicates"],
                 "dead_lettered": total["dead_letters"],
                 "late": total["late"],
+                "erased": total["erased"],
                 "rate_per_s": round(self._rate.update(total["applied"]), 1),
             }
             if complete
@@ -267,12 +193,21 @@ class Supervisor:
             "lost": sum(stats.lost for stats in ingestors),
             "rewinds": sum(stats.rewinds for stats in ingestors),
             "users": total["users"],
+            "erasures": total["erasures"],
+            "expired": total["expired"],
+            "layout": {
+                "version": actors.hosting.version,
+                "shard_actors": actors.hosting.shard_actors,
+                "ingestors": len(actors.ingestors),
+                "settled": actors.settled,
+            },
+            "snapshots": snapshot_summary(snapshots),
             "windows": min((shard.windows_closed for shard in shards), default=0),
             "catalog": asdict(catalog[0]) if catalog else {"items": 0, "encoded": 0},
             "learner": read_status(self._settings.data_dir),
             "models": self._registry.counts(),
             "actors": states,
-            "problems": self._problems | _errors(ingestors, catalog),
+            "problems": self._problems | _errors(ingestors, catalog, snapshots),
             "observed_at": time.time(),
         }
 
@@ -288,13 +223,20 @@ class Supervisor:
         return answers
 
 
-def _errors(ingestors: list[Any], catalog: list[Any]) -> dict[str, str]:
+def _errors(ingestors: list[Any], catalog: list[Any], snapshots: list[Any]) -> dict[str, str]:
     found = {f"ingestor-{index}": stats.error for index, stats in enumerate(ingestors) if stats.error}
+    found |= {f"snapshots-{index}": stats.error for index, stats in enumerate(snapshots) if stats.error}
     return found | ({"catalog": catalog[0].error} if catalog and catalog[0].error else {})
 
 
-def _call(function: Callable[[str], Encoder], name: str) -> Callable[[], Encoder]:
-    """A picklable call without arguments."""
-    import functools
-
-    return functools.partial(function, name)
+def snapshot_summary(stats: list[SnapshotStats]) -> dict[str, Any]:
+    """Snapshots of all shards together; `oldest_age_s` is what a lost node would have to read again."""
+    oldest = [one.oldest_at for one in stats if one.oldest_at is not None]
+    return {
+        "taken": sum(one.taken for one in stats),
+        "failed": sum(one.failed for one in stats),
+        "restored": sum(one.restored for one in stats),
+        "bytes": sum(one.bytes for one in stats),
+        "seconds": round(sum(one.seconds for one in stats), 3),
+        "oldest_age_s": round(time.time() - min(oldest), 1) if oldest else None,
+    }

@@ -24,7 +24,9 @@ def run_until_stopped(settings: Settings, console: Console, halt: threading.Even
     from streaming.kafka import ensure_topics
 
     stop = halt or threading.Event()
-    ensure_topics(settings.kafka, [source.topic for source in settings.streaming.sources])  # fails here, clearly, where the broker cannot be reached
+    ensure_topics(
+        settings.kafka, [source.topic for source in settings.streaming.sources]
+    )  # fails here, clearly, where the broker cannot be reached
     console.print(f"Kafka at {settings.kafka.bootstrap_servers}: topics are there")
     try:
         start_ray(settings.data_dir)

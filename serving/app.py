@@ -109,7 +109,9 @@ class ApiReplica:
         self, data_dir: Path, kafka: KafkaSettings, streaming: StreamingSettings, serving: ServingSettings
     ) -> None:
         self._recommender = Recommender(data_dir, streaming, serving).start()
-        self._sink = KafkaSink(kafka, streaming.sources[0], serving.request_timeout_s, self._recommender.clock_ms)
+        self._sink = KafkaSink(
+            kafka, streaming.sources[0], serving.request_timeout_s, self._recommender.clock_ms
+        )
         self._pipeline = ServePipeline(serving.stats_timeout_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

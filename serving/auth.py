@@ -10,7 +10,7 @@ from serving.errors import ForbiddenError, UnauthorizedError
 API_KEY = APIKeyHeader(
     name="X-API-Key",
     auto_error=False,
-    description="the setting serving.admin_api_key; needed to promote models",
+    description="the setting serving.admin_api_key; needed to promote models, to erase users and to scale",
 )
 
 
@@ -25,8 +25,9 @@ def require_admin(settings: ServingSettings, key: str | None) -> None:
         if settings.admin_open:
             return
         raise ForbiddenError(
-            "promoting models over HTTP is off: set serving.admin_api_key (16 characters or more) and send "
-            "it as X-API-Key, or on a laptop set serving.admin_open = true"
+            "promoting models, erasing users and scaling over HTTP are off: "
+            "set serving.admin_api_key (16 characters or more) and send it as X-API-Key, or on a laptop "
+            "set serving.admin_open = true"
         )
     # compared in constant time, as bytes: the time taken tells nothing about where they differ
     if key is None or not hmac.compare_digest(

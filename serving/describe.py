@@ -1,6 +1,7 @@
 """State rows and registry entries in words, for people who look things up."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,19 @@ import numpy as np
 
 from serving.history import from_row
 from serving.items import ItemTable
-from serving.models import ModelList, ModelState, ModelVersion, UserAnswer, UserEvent, UserState
+from serving.models import (
+    Erasure,
+    ModelList,
+    ModelState,
+    ModelVersion,
+    Sessions,
+    UserAnswer,
+    UserEvent,
+    UserState,
+)
+from streaming.batch import source_and_partition
 from streaming.config import StreamingSettings
+from streaming.erasure import Proof
 from training.registry import Registry, VersionInfo
 
 
@@ -20,9 +32,14 @@ def iso(epoch_ms: int) -> str:
 
 
 def describe_user(
-    user_id: str, row: np.void, state: UserState, table: ItemTable, streaming: StreamingSettings
+    user_id: str,
+    row: np.void,
+    state: UserState,
+    table: ItemTable,
+    streaming: StreamingSettings,
+    proofs: Sequence[Proof],
 ) -> UserAnswer:
-    """Put a state row into words, newest event first."""
+    """Put a state row into words, newest event first; `proofs` are of earlier lives."""
     history = from_row(row)
     events = []
     for place in range(len(history) - 1, -1, -1):
@@ -42,14 +59,43 @@ def describe_user(
         total=int(row["total"]),
         events=events,
         decayed_counts={
-            name: round(float(count), 4)
-            for name, count in zip(streaming.event_types, row["decayed"], strict=True)
+            f"{half_life_s:g}": _per_type(streaming, counts)
+            for half_life_s, counts in zip(streaming.state.half_lives_s, row["decayed"], strict=True)
         },
+        values=_per_type(streaming, row["value_micro"] / 1e6),
+        categories=dict(zip(streaming.state.categories, row["categories"].tolist(), strict=True)),
+        sessions=Sessions(
+            count=int(row["sessions"]),
+            current_start=iso(row["session_start_ms"]),
+            current_events=int(row["session_events"]),
+            dwell_s=int(row["dwell_ms"]) / 1000,
+        ),
         first_seen=iso(row["first_ms"]),
         last_seen=iso(row["last_ms"]),
         trust=round(float(row["trust"]), 4),
+        erasures=describe_erasures(proofs),
         state=state,
     )
+
+
+def describe_erasures(proofs: Sequence[Proof]) -> list[Erasure]:
+    """Put proofs of erasure into words."""
+    return [
+        Erasure(
+            erased_upto=iso(proof.erased_upto_ms),
+            requested=iso(proof.requested_ms),
+            partition=source_and_partition(proof.topic_partition)[1],
+            offset=proof.offset,
+            events=proof.events,
+            buffered_events=proof.buffered_events,
+            windows=proof.windows,
+        )
+        for proof in proofs
+    ]
+
+
+def _per_type(streaming: StreamingSettings, values: Any) -> dict[str, float]:
+    return {name: round(float(value), 4) for name, value in zip(streaming.event_types, values, strict=True)}
 
 
 def model_list(registry: Registry, serving: ModelState) -> ModelList:

@@ -18,7 +18,7 @@ import torch
 from serving import metrics
 from serving.config import ServingSettings
 from serving.describe import describe_user, model_list
-from serving.errors import NotFoundError
+from serving.errors import GoneError, NotFoundError
 from serving.history import EMPTY, History, from_row, merged
 from serving.limits import Limits
 from serving.models import (
@@ -75,12 +75,7 @@ class Recommender:
         self.limits = Limits(streaming, serving)
         torch.set_num_threads(serving.threads)
         self._codes = {name: code for code, name in enumerate(streaming.event_types)}
-        self._reader = StateReader(
-            data_dir / "state",
-            streaming.logical_shards,
-            streaming.sequence_length,
-            len(streaming.event_types),
-        )
+        self._reader = StateReader(data_dir / "state", streaming)
         self._registry = Registry(data_dir / "models")
         self._snapshot: Snapshot
         self.refresher = Refresher(data_dir, streaming, serving, self._publish)
@@ -246,12 +241,16 @@ class Recommender:
 
         Raises:
             NotFoundError: no event of this user has been applied.
+            GoneError: the user was erased and has not come back.
         """
         row = self._reader.read([user_id])[0]
+        proofs = self._reader.erasures(user_id)
+        if row["total"] == 0 and proofs:
+            raise GoneError(f"user {user_id!r} was erased", proofs)
         if row["total"] == 0:
             raise NotFoundError(f"no event of user {user_id!r} has been applied yet")
         state = _user_state(row, int(row["count"]), time.time())
-        return describe_user(user_id, row, state, self._snapshot.table, self.streaming)
+        return describe_user(user_id, row, state, self._snapshot.table, self.streaming, proofs)
 
     def models(self) -> ModelList:
         """List every model version with its verdict."""

@@ -2,13 +2,17 @@
 
 - ServingError                     500
   - NotFoundError                  404  unknown user, item or model version
+  - GoneError                      410  a user that was erased; holds the proofs
   - InvalidRequestError            422  a field of the request; `pointer` names it (RFC 6901)
   - UnauthorizedError              401  the API key is missing or wrong
   - ForbiddenError                 403  switched off by the settings
   - UnavailableError               503  a part this request needs does not answer; try again
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
+
+from streaming.erasure import Proof
 
 
 class ServingError(Exception):
@@ -22,6 +26,20 @@ class NotFoundError(ServingError):
     """An unknown user, item or model version."""
 
     status, title = 404, "Not found"
+
+
+class GoneError(ServingError):
+    """A user that was erased and has not come back.
+
+    Args:
+        proofs: what was erased, when and by which record; oldest first.
+    """
+
+    status, title = 410, "Gone"
+
+    def __init__(self, detail: str, proofs: Sequence[Proof]) -> None:
+        super().__init__(detail)
+        self.proofs = tuple(proofs)
 
 
 class InvalidRequestError(ServingError):

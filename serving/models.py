@@ -133,16 +133,46 @@ class UserEvent(Answer):
     time: str = Field(description="event time, ISO 8601 UTC")
 
 
+class Sessions(Answer):
+    """What a user did in stretches without a pause longer than streaming.state.session_gap_s."""
+
+    count: int
+    current_start: str = Field(description="event time at which the newest session began")
+    current_events: int
+    dwell_s: float = Field(description="time between consecutive events within sessions, summed over all, s")
+
+
+class Erasure(Answer):
+    """Proof that a user was erased."""
+
+    erased_upto: str = Field(
+        description="event time: nothing of the user up to here is kept or taken in again"
+    )
+    requested: str = Field(description="when the broker took the request")
+    partition: int
+    offset: int = Field(description="of the record that asked for it")
+    events: int = Field(description="events of the user's state that went")
+    buffered_events: int = Field(description="of those, in windows still open")
+    windows: list[str] = Field(description="closed windows whose files were rewritten without the user")
+
+
 class UserAnswer(Answer):
     """A user's rolling state in words."""
 
     user_id: str
     total: int = Field(description="events ever applied")
     events: list[UserEvent] = Field(description="the newest ones, newest first")
-    decayed_counts: dict[str, float] = Field(description="per event type, halved every streaming.half_life_s")
+    decayed_counts: dict[str, dict[str, float]] = Field(
+        description="half-life (seconds) → event type → count, as of the newest event (streaming.state.half_lives_s)",
+        examples=[{"86400": {"view": 3.5}, "604800": {"view": 9.1}}],
+    )
+    values: dict[str, float] = Field(description="sum of the events' values, per event type")
+    categories: dict[str, int] = Field(description="events per category (streaming.state.categories)")
+    sessions: Sessions
     first_seen: str
     last_seen: str
     trust: float = Field(description="0..1: how much this user's events weigh in training")
+    erasures: list[Erasure] = Field(description="earlier lives of this user that were erased")
     state: UserState
 
 
@@ -183,6 +213,14 @@ class Acknowledgements(Answer):
     accepted: list[Acknowledgement]
 
 
+class ErasureAccepted(Answer):
+    """Where the broker put the request; the proof shows at `GET /v1/users/{user_id}` once it is applied."""
+
+    user_id: str
+    partition: int
+    offset: int
+
+
 # --- models, operations ----------------------------------------------------------------------------------
 
 
@@ -214,6 +252,21 @@ class PromoteAnswer(Answer):
     previous: str | None
 
 
+class ScaleRequest(Request):
+    """Numbers of actors the pipeline shall run with; what is absent stays."""
+
+    shard_actors: int | None = Field(None, ge=1, le=4096, description="actors that host the logical shards")
+    ingestors: int | None = Field(None, ge=1, le=4096, description="actors that read partitions")
+
+
+class ScaleAnswer(Answer):
+    """What the pipeline is changing to; `layout` in `/v1/stats` shows when it has."""
+
+    shard_actors: int
+    ingestors: int
+    version: int = Field(description="of the layout")
+
+
 class Health(Answer):
     """Liveness or readiness."""
 
@@ -232,3 +285,4 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = Field(
         None, description="pointer and detail per field, for status 422"
     )
+    erasures: list[Erasure] | None = Field(None, description="the proofs, for status 410")

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from serving.errors import UnavailableError
+from serving.errors import InvalidRequestError, UnavailableError
 from serving.models import Acknowledgement, NewEvent
 from streaming.config import KafkaSettings, Source
 from streaming.errors import BrokerError
 from streaming.kafka import make_producer
+from streaming.shape import RecordShape, ShapeError
 
 
 class EventSink(Protocol):
@@ -28,7 +29,16 @@ class EventSink(Protocol):
         """Publish events and wait until the broker has them; one acknowledgement each, in order.
 
         Raises:
-            UnavailableError: the broker did not take all of them in time.
+            InvalidRequestError: the topic's settings leave no way to write one of them; none is published.
+            UnavailableError: the broker did not take all of them in time, or the topic is not one to write to.
+        """
+        ...
+
+    async def forget(self, user_id: str) -> Acknowledgement:
+        """Publish the erasure of a user and wait until the broker has it.
+
+        Raises:
+            UnavailableError: the broker did not take it in time.
         """
         ...
 
@@ -44,11 +54,24 @@ class Pipeline(Protocol):
         """
         ...
 
+    async def scale(self, shard_actors: int | None, ingestors: int | None) -> dict[str, int]:
+        """Have the pipeline run with other numbers of actors; None: as many as now.
+
+        Raises:
+            InvalidRequestError: these numbers cannot be.
+            UnavailableError: it did not answer in time.
+        """
+        ...
+
 
 class KafkaSink:
-    """Publishes to the events topic, keyed by user, so that one user's events stay in order.
+    """Publishes to a source's topic, keyed by user, so that one user's events stay in order.
 
-    The producer is made at the first use and kept; it is idempotent and waits for all replicas.
+    Records are written in the shape that the source's mapping reads. The producer is made at the first use and
+    kept; it is idempotent and waits for all replicas.
+
+    Args:
+        clock_ms: time of events that come without one, and of erasures, epoch ms.
     """
 
     def __init__(
@@ -60,24 +83,49 @@ class KafkaSink:
     ) -> None:
         self._clock_ms = clock_ms or (lambda: int(time.time() * 1000))
         self._kafka, self._source, self._timeout_s = kafka, source, timeout_s
+        self._shape = RecordShape(source)
         self._producer: KafkaProducer | None = None
         self._lock = threading.Lock()
 
     async def produce(self, events: Sequence[NewEvent]) -> list[Acknowledgement]:
         """See `EventSink.produce`. The waiting is done in a thread, beside the event loop."""
-        return await asyncio.to_thread(self._produce, events)
-
-    def _produce(self, events: Sequence[NewEvent]) -> list[Acknowledgement]:
-        deadline = time.monotonic() + self._timeout_s
+        if self._source.format != "json":
+            raise UnavailableError(
+                f"topic {self._source.topic!r} holds {self._source.format} records, which the API does not write; "
+                "publish events there with a producer of your own, or put a JSON source first in streaming.sources"
+            )
         ids = [event.event_id or str(uuid.uuid4()) for event in events]
+        records = []
+        for position, (event, event_id) in enumerate(zip(events, ids, strict=True)):
+            try:
+                value = self._encode(event, event_id)
+            except ShapeError as error:
+                raise InvalidRequestError(f"/events/{position}/{error.field}", error.reason) from None
+            time_ms = self._time_of(event) if self._shape.uses_record_time else None
+            records.append((event.user_id, value, time_ms))
+        return await asyncio.to_thread(self._send, ids, records)
+
+    async def forget(self, user_id: str) -> Acknowledgement:
+        """See `EventSink.forget`. Where no record can ask for it, a tombstone does: the user as key, no value."""
+        event_id, now_ms = str(uuid.uuid4()), self._clock_ms()
+        document = self._shape.erasure(user_id, event_id, now_ms)
+        value = None if document is None else _to_json(document)
+        [done] = await asyncio.to_thread(self._send, [event_id], [(user_id, value, now_ms)])
+        return done
+
+    def _send(
+        self, ids: Sequence[str], records: Sequence[tuple[str, bytes | None, int | None]]
+    ) -> list[Acknowledgement]:
+        """Send records (user, value, time in epoch ms or the producer's own) and await all of them."""
+        deadline = time.monotonic() + self._timeout_s
         done: list[Acknowledgement] = []
         try:
             with self._lock:
                 self._producer = self._producer or make_producer(self._kafka, linger_ms=0)
             producer, topic = self._producer, self._source.topic
             sent = [
-                producer.send(topic, key=event.user_id.encode(), value=self._encode(event, event_id))
-                for event, event_id in zip(events, ids, strict=True)
+                producer.send(topic, key=user.encode(), value=value, timestamp_ms=time_ms)
+                for user, value, time_ms in records
             ]
             for event_id, future in zip(ids, sent, strict=True):
                 record = future.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -86,28 +134,22 @@ class KafkaSink:
                 )
         except (KafkaError, BrokerError) as error:
             raise UnavailableError(
-                f"the broker acknowledged {len(done)} of {len(events)} events within {self._timeout_s} s: "
+                f"the broker acknowledged {len(done)} of {len(ids)} events within {self._timeout_s} s: "
                 f"{error!r}; send them again with the same event_id, repeats are dropped"
             ) from error
         return done
 
+    def _time_of(self, event: NewEvent) -> int:
+        return self._clock_ms() if event.timestamp is None else event.timestamp
+
     def _encode(self, event: NewEvent, event_id: str) -> bytes:
         """Write the record in the shape that the settings say the topic has."""
-        timestamp = self._clock_ms() if event.timestamp is None else event.timestamp
-        known = event.model_dump(exclude={"context"}, exclude_none=True)
-        known |= {"event_id": event_id, "timestamp": timestamp}
-        record: dict[str, Any] = {}
-        for name, value in known.items():
-            path: str | None = getattr(self._source.fields, name, name)
-            if path is not None:
-                *parents, leaf = path.split(".")
-                node = record
-                for parent in parents:
-                    node = node.setdefault(parent, {})
-                node[leaf] = value
-        if event.context is not None:  # what the settings map into it goes before what the caller put there
-            record["context"] = event.context | record.get("context", {})
-        return json.dumps(record, ensure_ascii=False).encode()
+        fields = event.model_dump(exclude={"context"}, exclude_none=True) | {"event_id": event_id}
+        if "timestamp" not in self._source.constants:
+            fields["timestamp"] = self._time_of(event)
+        # what the settings map into the context goes before what the caller put there
+        around = {} if event.context is None else {"context": event.context}
+        return _to_json(self._shape.document(fields, around))
 
     def close(self) -> None:
         """Flush and close the producer."""
@@ -115,6 +157,10 @@ class KafkaSink:
             if self._producer is not None:
                 self._producer.close(timeout=self._timeout_s)
                 self._producer = None
+
+
+def _to_json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
 class ServePipeline:
@@ -128,6 +174,16 @@ class ServePipeline:
 
     async def status(self) -> dict[str, Any]:
         """See `Pipeline.status`."""
+        return await self._ask("status")
+
+    async def scale(self, shard_actors: int | None, ingestors: int | None) -> dict[str, int]:
+        """See `Pipeline.scale`."""
+        try:
+            return await self._ask("scale", shard_actors, ingestors)
+        except ValueError as error:  # as the supervisor raised it
+            raise InvalidRequestError("", str(error).strip().splitlines()[-1]) from None
+
+    async def _ask(self, method: str, *arguments: Any) -> dict[str, Any]:
         import ray
         from ray import serve
 
@@ -136,8 +192,10 @@ class ServePipeline:
         try:
             if self._handle is None:
                 self._handle = serve.get_deployment_handle(self._deployment, self._application)
-            found = await asyncio.wait_for(self._handle.status.remote(), self._timeout_s)
-            return dict(found)
+            call = getattr(self._handle, method).remote(*arguments)
+            return dict(await asyncio.wait_for(call, self._timeout_s))
+        except ValueError:
+            raise
         except Exception as error:
             # Serve raises a dozen kinds here (not deployed, starting, replica died): all mean "no answer now"
             self._handle = None

@@ -8,7 +8,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from serving.errors import InvalidRequestError, ServingError, UnauthorizedError
+from serving.describe import describe_erasures
+from serving.errors import GoneError, InvalidRequestError, ServingError, UnauthorizedError
 from serving.models import Problem
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,10 @@ async def _serving_error(request: Request, error: Exception) -> Response:
     headers = (
         {"WWW-Authenticate": 'ApiKey header="X-API-Key"'} if isinstance(error, UnauthorizedError) else None
     )
-    found = Problem(title=error.title, status=error.status, detail=str(error), errors=errors)
+    erasures = describe_erasures(error.proofs) if isinstance(error, GoneError) else None
+    found = Problem(
+        title=error.title, status=error.status, detail=str(error), errors=errors, erasures=erasures
+    )
     return problem(request, found, headers)
 
 

@@ -22,11 +22,14 @@ from serving.models import (
     Acknowledgements,
     BatchAnswer,
     BatchRequest,
+    ErasureAccepted,
     Health,
     ModelList,
     NewEvents,
     PromoteAnswer,
     Recommendations,
+    ScaleAnswer,
+    ScaleRequest,
     SimilarItems,
     UserAnswer,
 )
@@ -116,10 +119,29 @@ def user_routes(recommender: Recommender, sink: EventSink) -> APIRouter:
         metrics.PRODUCED.inc(len(accepted))
         return Acknowledgements(accepted=accepted)
 
+    @router.delete(
+        "/v1/users/{user_id:path}",
+        status_code=202,
+        summary="Forget a user",
+        responses=describe(401, 403, 422, 503),
+    )
+    async def forget(
+        user_id: UserId, key: Annotated[str | None, Security(API_KEY)] = None
+    ) -> ErasureAccepted:
+        """Erase a user's state, buffered events, and rows in closed windows; later windows are free of them.
+
+        The request goes through the stream, in order with the user's events: what comes before it goes, and what
+        comes late with an older event time is dropped. `GET /v1/users/{user_id}` then answers 410 with the proof.
+        """
+        require_admin(recommender.settings, key)
+        recommender.limits.check_id(user_id, "path/user_id")
+        done = await sink.forget(user_id)
+        return ErasureAccepted(user_id=user_id, partition=done.partition, offset=done.offset)
+
     @router.get(
         "/v1/users/{user_id:path}",
         summary="Look at a user's state",
-        responses=describe(404, 422),
+        responses=describe(404, 410, 422),
     )
     async def user(user_id: UserId) -> UserAnswer:
         """The newest events, newest first, and the counts kept beside them."""
@@ -178,6 +200,17 @@ def operation_routes(
             return {"pipeline": "reachable"} | await pipeline.status() | own
         except UnavailableError as error:
             return {"pipeline": None, "note": str(error)} | own
+
+    @router.post(
+        "/v1/pipeline/scale",
+        status_code=202,
+        summary="Change the numbers of actors",
+        responses=describe(401, 403, 422, 503),
+    )
+    async def scale(body: ScaleRequest, key: Annotated[str | None, Security(API_KEY)] = None) -> ScaleAnswer:
+        """Move logical shards to more or fewer actors while the stream goes on; nothing is lost or doubled."""
+        require_admin(recommender.settings, key)
+        return ScaleAnswer(**await pipeline.scale(body.shard_actors, body.ingestors))
 
     @router.get("/healthz", summary="Is the process alive?")
     async def health() -> Health:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from streaming.errors import BrokerError
+from streaming.tls_front import TlsFront
 
 _IN_MEMORY = ("--storage-engine", "memory://tansu/", "--silent")
 
@@ -31,13 +32,33 @@ class EmbeddedBroker:
     Args:
         port: loopback port, chosen if not given.
         start_timeout_s: longest wait for the port to open.
+        cert: PEM file of a certificate for 127.0.0.1; the port then speaks TLS, and nothing else.
+        key: PEM file of its private key.
+        client_ca: PEM file; clients must then show a certificate that it signed.
+        advertised_port: port that clients are sent to, where something stands between them and the broker.
 
     Raises:
         BrokerError: the binary is not installed, or did not come up.
     """
 
-    def __init__(self, port: int | None = None, start_timeout_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        port: int | None = None,
+        start_timeout_s: float = 20.0,
+        *,
+        cert: Path | None = None,
+        key: Path | None = None,
+        client_ca: Path | None = None,
+        advertised_port: int | None = None,
+    ) -> None:
+        if (cert is None) != (key is None):
+            raise BrokerError("TLS needs both cert and key, got one of them")
         self.port = port or free_port()
+        self._inner_port = self.port if cert is None else free_port()
+        self._advertised = f"tcp://127.0.0.1:{advertised_port or self.port}"
+        self._front: TlsFront | None = None
+        if cert is not None and key is not None:
+            self._front = TlsFront(self.port, self._inner_port, cert, key, client_ca)
         self.bootstrap_servers = f"127.0.0.1:{self.port}"
         self._timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -45,12 +66,20 @@ class EmbeddedBroker:
 
     def start(self) -> "EmbeddedBroker":
         """Start the process and wait until its port answers."""
-        url = f"tcp://{self.bootstrap_servers}"
+        url = f"tcp://127.0.0.1:{self._inner_port}"
         self._folder = Path(tempfile.mkdtemp(prefix="headrace-broker-"))
         log = self._folder / "broker.log"
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                [_binary(), "broker", "--listener-url", url, "--advertised-listener-url", url, *_IN_MEMORY],
+                [
+                    _binary(),
+                    "broker",
+                    "--listener-url",
+                    url,
+                    "--advertised-listener-url",
+                    self._advertised,
+                    *_IN_MEMORY,
+                ],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
@@ -60,7 +89,9 @@ class EmbeddedBroker:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._inner_port), 0.2):
+                if self._front is not None:
+                    self._front.start()
                 return self
             time.sleep(0.05)
         tail = log.read_text(errors="replace")[-500:]
@@ -71,6 +102,8 @@ class EmbeddedBroker:
 
     def stop(self) -> None:
         """Stop the process; what it stored is gone."""
+        if self._front is not None:
+            self._front.stop()
         if self._process is not None:
             self._process.terminate()
             try:

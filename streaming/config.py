@@ -15,14 +15,44 @@ class Section(BaseModel):
 class KafkaSettings(Section):
     """How to reach the broker, and what the topics are called."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # a wrong section must not print its secrets
+
     bootstrap_servers: str = Field("localhost:9092", description="host:port, several separated by commas")
+    client: Literal["kafka-python", "confluent"] = Field(
+        "kafka-python", description="what reads events: confluent is faster (pip install 'headrace[fast]')"
+    )
     client_id: str = Field("headrace", description="name shown in the broker's logs")
     group_id: str = Field("headrace", description="offsets are committed under it, for lag tools only")
+
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: str | None = Field(None, description="PEM file of the authority that signed the broker")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
+    sasl_username: str | None = Field(None, description="for PLAIN and SCRAM")
+    sasl_password: SecretStr | None = Field(None, description="better in the environment or in a file")
+    sasl_password_file: Path | None = Field(None, description="file that holds the password instead")
+    oauth_token_url: str | None = Field(
+        None, pattern="^https?://", description="token endpoint, client-credentials flow"
+    )
+    oauth_client_id: str | None = None
+    oauth_client_secret: SecretStr | None = None
+    oauth_client_secret_file: Path | None = Field(
+        None, description="file that holds the client secret instead"
+    )
+    oauth_scope: str | None = None
+    oauth_cafile: Path | None = Field(
+        None, description="PEM file of the authority that signed the token endpoint; none: the system's"
+    )
+    oauth_token_file: Path | None = Field(
+        None, description="file with a token that something else refreshes, instead of a token endpoint"
+    )
+    ssl_cafile: Path | None = Field(
+        None, description="PEM file of the authority that signed the broker; none: the system's"
+    )
+    ssl_certfile: Path | None = Field(None, description="PEM file of the client's own certificate, for mTLS")
+    ssl_keyfile: Path | None = Field(None, description="PEM file of its private key")
+    ssl_key_password: SecretStr | None = Field(None, description="where the private key is encrypted")
+    ssl_key_password_file: Path | None = Field(None, description="file that holds the key's password instead")
+    ssl_check_hostname: bool = Field(True, description="the broker's certificate must name its host")
+
     items_topic: str = Field("items", min_length=1, description="item catalogue, compacted")
     dead_letter_topic: str = Field(
         "events.dead-letter", min_length=1, description="records that do not validate"
@@ -36,18 +66,68 @@ class KafkaSettings(Section):
     fetch_wait_ms: int = Field(
         20, ge=1, le=60_000, description="longest a broker may hold back a fetch with nothing in it, ms"
     )
-    request_timeout_s: float = Field(30.0, gt=0, le=600, description="longest wait for one broker request, s")
+    request_timeout_s: float = Field(
+        30.0, gt=0, le=500, description="longest wait for one broker request, and for the broker at start, s"
+    )
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.security_protocol in ("SSL", "SASL_SSL")
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether the client authenticates itself by SASL."""
+        return self.security_protocol.startswith("SASL")
 
     @model_validator(mode="after")
-    def _sasl_is_complete(self) -> Self:
-        if self.security_protocol.startswith("SASL") and not (
-            self.sasl_mechanism and self.sasl_username and self.sasl_password
-        ):
-            raise ValueError(
-                f"security_protocol={self.security_protocol} needs sasl_mechanism, sasl_username "
-                "and sasl_password"
-            )
+    def _security_is_complete(self) -> Self:
+        if self.uses_sasl:
+            self._require_sasl()
+        else:
+            self._refuse("sasl_mechanism", "sasl_username", "oauth_", needs="SASL_SSL or SASL_PLAINTEXT")
+        if not self.uses_tls:
+            self._refuse("ssl_", needs="SSL or SASL_SSL")
+        if self.ssl_certfile or self.ssl_keyfile:
+            self._require("ssl_certfile")
+            self._require("ssl_keyfile")
+        if self.ssl_key_password or self.ssl_key_password_file:
+            self._require("ssl_key_password", "ssl_key_password_file")
+            self._require("ssl_keyfile")
         return self
+
+    def _require_sasl(self) -> None:
+        if self.sasl_mechanism is None:
+            raise ValueError(
+                f"security_protocol={self.security_protocol} needs sasl_mechanism, sasl_username and "
+                "sasl_password (or sasl_mechanism=OAUTHBEARER and oauth_token_url or oauth_token_file)"
+            )
+        if self.sasl_mechanism != "OAUTHBEARER":
+            self._require("sasl_username")
+            self._require("sasl_password", "sasl_password_file")
+            return
+        self._require("oauth_token_url", "oauth_token_file")
+        if self.oauth_token_url:
+            self._require("oauth_client_id")
+            self._require("oauth_client_secret", "oauth_client_secret_file")
+
+    def _require(self, *names: str) -> None:
+        """Exactly one of these settings."""
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = names[0] if len(names) == 1 else f"exactly one of {' and '.join(names)}"
+            seen = f", got {' and '.join(given)}" if given else ""
+            mechanism = f" with sasl_mechanism={self.sasl_mechanism}" if self.sasl_mechanism else ""
+            raise ValueError(f"security_protocol={self.security_protocol}{mechanism} needs {what}{seen}")
+
+    def _refuse(self, *prefixes: str, needs: str) -> None:
+        """No setting of these, as it would be ignored: somebody believes to be protected."""
+        for name, field in type(self).model_fields.items():
+            if name.startswith(prefixes) and getattr(self, name) != field.default:
+                raise ValueError(
+                    f"{name} is set, but security_protocol={self.security_protocol} makes no use of it; "
+                    f"set security_protocol to {needs}, or remove {name}"
+                )
 
 
 DottedPath = Annotated[str, Field(min_length=1, pattern=r"^[^.]+(\.[^.]+)*$")]
@@ -193,6 +273,9 @@ class StreamingSettings(Section):
         50 * 365.25 * 86400, gt=0, description="an event further behind the clock is a dead letter, s"
     )
     max_id_length: int = Field(512, ge=8, le=65536, description="longest user, item or event id, characters")
+    max_record_bytes: int = Field(
+        1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="a larger record is a dead letter, bytes"
+    )
     batch_records: int = Field(5000, ge=1, description="most records in one micro-batch")
     pipeline_depth: int = Field(3, ge=1, le=64, description="micro-batches in flight per ingestor")
     tick_s: float = Field(0.5, gt=0, description="an idle ingestor tells its shards the time this often, s")

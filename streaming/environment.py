@@ -41,7 +41,7 @@ def open_writer(path: Path, map_size_gib: float, *, sync: bool = False) -> lmdb.
         env = lmdb.open(
             str(path),
             map_size=int(map_size_gib * 2**30),
-            max_dbs=3,
+            max_dbs=4,
             sync=sync,
             metasync=False,
             max_readers=MAX_READERS,
@@ -63,7 +63,7 @@ def open_reader(path: Path) -> lmdb.Environment | None:
                 str(path),
                 map_size=_READER_MAP_BYTES,
                 readonly=True,
-                max_dbs=3,
+                max_dbs=4,
                 max_readers=MAX_READERS,
                 readahead=False,
             )

@@ -3,7 +3,9 @@
 - StreamingError
   - BrokerError        the broker cannot be reached or refused
   - GapError           a batch starts past the next expected offset: applying it would lose records
-  - StoreError         a store on disk does not fit the settings it is opened with
+  - FencedError        a batch comes from an ingestor that another one has replaced, or for a shard hosted elsewhere
+  - StoreError         a store on disk does not fit the settings it is opened with, or another process hosts it
+  - SnapshotError      snapshots cannot be stored or read, or may not be restored where they should be
 """
 
 
@@ -29,5 +31,13 @@ class GapError(StreamingError):
         return GapError, (self.partition, self.expected, self.got)
 
 
+class FencedError(StreamingError):
+    """A batch comes from an ingestor that another one has replaced, or for a shard that is hosted elsewhere."""
+
+
 class StoreError(StreamingError):
-    """A store on disk does not fit the settings it is opened with."""
+    """A store on disk does not fit the settings it is opened with, or another process hosts it."""
+
+
+class SnapshotError(StreamingError):
+    """Snapshots cannot be stored or read, or may not be restored where they should be."""

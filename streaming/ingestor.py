@@ -2,11 +2,13 @@
 
 The order of things for one batch: (1) dead letters are produced and acknowledged; (2) the batch goes to
 all shard actors, each of which commits it; (3) the offset is committed to Kafka for people's lag tools.
-Whatever fails, the ingestor asks the shards how far they are, rewinds to the lowest answer and goes on:
-sending again is harmless, since a shard drops what it has, and a gap is impossible, since a shard refuses it.
+Whatever fails, the ingestor enters the shards again, which tells how far they are, rewinds to the lowest
+answer and goes on: sending again is harmless, since a shard drops what it has, and a gap is impossible, since a
+shard refuses it. A shard takes batches only from the ingestor that entered last, so one that
+was thought dead can do no harm.
 
-Which window an event counts into is decided here from the partition's log alone (the newest event time
-before it), so that it does not depend on where batches begin and end.
+Everything is bounded: records fetched ahead (by the client's settings), micro-batches in flight
+(`pipeline_depth`), and dead letters, which are awaited.
 """
 
 import logging
@@ -16,45 +18,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.structs import OffsetAndMetadata
+from kafka import KafkaProducer
 
+from streaming.batch import Position, partition_code
+from streaming.batcher import Batcher, Cursor, Layout
 from streaming.config import KafkaSettings, StreamingSettings
-from streaming.events import EventDecoder, Events, Rejected
-from streaming.kafka import make_consumer, make_producer, topic_partitions
-from streaming.rows import NEVER, EventColumns, Int64
-from streaming.shard import ActorBatch
-from streaming.windows import window_of
+from streaming.dead_letters import send_dead_letters
+from streaming.errors import BrokerError
+from streaming.events import EventDecoder
+from streaming.kafka import TopicInfo, make_producer, topics_of
+from streaming.rows import NEVER
+from streaming.shard import Entered
+from streaming.source import Part, Records, RecordSource, make_source
 
 log = logging.getLogger(__name__)
 
 _COMMIT_EVERY_S = 2.0
+_LOOK_AT_TOPICS_EVERY_S = 5.0
 _RETRY_S = 0.3
-
-
-@dataclass(frozen=True)
-class ShardRoute:
-    """A shard actor and the logical shards it hosts."""
-
-    actor: Any  # ray actor handle of streaming.shard.Shard
-    shards: tuple[int, ...]
-
-
-@dataclass
-class Cursor:
-    """Where the ingestor stands in one partition."""
-
-    next_offset: int
-    max_time_ms: int = NEVER
-    after_loss: bool = False
-    last_record_at: float = field(default_factory=time.monotonic)
-    last_sent_at: float = 0.0
-    highwater: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +50,7 @@ class IngestorStats:
     batches: int
     rewinds: int
     lag: int
-    lost: int
+    lost: int  # records that retention deleted before they were read
     error: str | None
 
 
@@ -75,41 +60,42 @@ class Ingestor:
     Args:
         kafka: broker settings.
         settings: streaming settings.
-        partitions: partitions of the events topic this ingestor reads.
-        num_partitions: partitions the topic has.
-        routes: all shard actors.
+        parts: topics and partitions this ingestor reads.
+        all_parts: all that windows wait for, in every ingestor.
+        layout: who hosts which logical shards.
     """
 
     def __init__(
         self,
         kafka: KafkaSettings,
         settings: StreamingSettings,
-        partitions: Sequence[int],
-        num_partitions: int,
-        routes: Sequence[ShardRoute],
+        parts: Sequence[Part],
+        all_parts: Sequence[Part],
+        layout: Layout,
     ) -> None:
-        self._kafka, self._settings, self._routes = kafka, settings, list(routes)
-        self._assigned = topic_partitions(kafka.events_topic, partitions)
-        self._num_partitions = num_partitions
-        self._decoder = EventDecoder(settings)
-        self._batcher = Batcher(settings, num_partitions, self._routes)
-        self._cursors: dict[TopicPartition, Cursor] = {}
-        self._pending: deque[tuple[TopicPartition, int, list[Any]]] = deque()
+        self._kafka, self._settings, self._layout = kafka, settings, layout
+        topics = [source.topic for source in settings.sources]
+        self._codes = {
+            (topic, number): partition_code(topics.index(topic), number) for topic, number in parts
+        }
+        self._all_codes = [partition_code(topics.index(topic), number) for topic, number in all_parts]
+        self._decoders = {source.topic: EventDecoder(settings, source) for source in settings.sources}
+        self._batcher = Batcher(settings, self._all_codes, layout, [0] * len(layout.routes))
+        self._topics: dict[str, TopicInfo] = {}
+        self._cursors: dict[Part, Cursor] = {}
+        self._pending: deque[tuple[Part, int, list[Any]]] = deque()
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
         self._dead_letters: KafkaProducer | None = None  # made at the first dead letter
-        self._last_polled_at = -math.inf
+        self._asked_at = -math.inf
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingestor", daemon=True)
         self._thread.start()
 
     def stats(self) -> IngestorStats:
         """Progress of this process."""
-        lag = sum(
-            max(0, cursor.highwater - cursor.next_offset)
-            for cursor in list(self._cursors.values())
-            if cursor.highwater is not None
-        )
+        cursors = list(self._cursors.values())
+        lag = sum(max(0, cursor.end - cursor.next_offset) for cursor in cursors if cursor.end is not None)
         return IngestorStats(self._records, self._batches, self._rewinds, lag, self._lost, self._error)
 
     def pid(self) -> int:
@@ -123,12 +109,13 @@ class Ingestor:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            consumer: KafkaConsumer | None = None
+            source: RecordSource | None = None
             try:
-                consumer = make_consumer(self._kafka, self._settings.batch_records)
-                self._seek(consumer)
+                entered = self._enter()
+                source = make_source(self._kafka, self._settings.batch_records)
+                self._seek(source, entered)
                 self._error = None
-                self._pump(consumer)
+                self._pump(source)
             except Exception as error:  # rewinding is right whatever failed
                 self._rewinds += 1
                 self._error = f"{type(error).__name__}: {error}"
@@ -136,237 +123,158 @@ class Ingestor:
                 self._stop.wait(_RETRY_S)
             finally:
                 self._pending.clear()
-                if consumer is not None:
-                    consumer.close(autocommit=False)
+                if source is not None:
+                    source.close()
         if self._dead_letters is not None:
             self._dead_letters.close(timeout=5)
 
-    def _seek(self, consumer: KafkaConsumer) -> None:
-        """Go to the lowest offset that some shard still lacks, with the watermark as it stood there."""
-        answers = ray.get(
-            [route.actor.positions.remote() for route in self._routes], timeout=self._settings.apply_timeout_s
+    def _enter(self) -> list[Entered]:
+        """Become the only one whose batches of these partitions the shards take."""
+        codes, version = list(self._codes.values()), self._layout.version
+        answers: list[Entered] = ray.get(
+            [route.actor.enter.remote(route.shards, version, codes) for route in self._layout.routes],
+            timeout=self._settings.apply_timeout_s,
         )
-        shards = [positions for answer in answers for positions in answer]
-        beginnings = consumer.beginning_offsets(self._assigned)
-        consumer.assign(self._assigned)
-        for part in self._assigned:
-            known = [positions.get(part.partition) for positions in shards]
-            behind = [position for position in known if position is not None]
-            cursor = Cursor(beginnings[part])
-            if len(behind) == len(known):
-                lowest = min(behind, key=lambda position: position.applied)
-                cursor = Cursor(lowest.applied + 1, lowest.max_time_ms)
-                if cursor.next_offset < beginnings[part]:
-                    self._lost += beginnings[part] - cursor.next_offset
-                    log.error(
-                        "partition %d: retention deleted records %d to %d before they were read",
-                        part.partition,
-                        cursor.next_offset,
-                        beginnings[part] - 1,
-                    )
-                    cursor = Cursor(beginnings[part], lowest.max_time_ms, after_loss=True)
-            consumer.seek(part, cursor.next_offset)
-            self._cursors[part] = cursor
+        epochs = [answer.epoch for answer in answers]
+        self._batcher = Batcher(self._settings, self._all_codes, self._layout, epochs)
+        return answers
 
-    def _pump(self, consumer: KafkaConsumer) -> None:
-        committed_at = time.monotonic()
-        done: dict[TopicPartition, OffsetAndMetadata] = {}
-        wait_ms = int(self._settings.tick_s * 1000)
+    def _seek(self, source: RecordSource, entered: Sequence[Entered]) -> None:
+        """Go to the lowest offset that some shard still lacks, with the watermark as it stood there."""
+        parts = list(self._codes)
+        self._topics = topics_of(self._kafka, sorted({topic for topic, _ in parts}))
+        for topic, number in parts:
+            if number not in self._topics[topic].partitions:
+                raise BrokerError(
+                    f"topic {topic!r} has no partition {number} any more; make it again, the stream waits"
+                )
+        beginnings = source.beginnings(parts)
+        shards = [positions for answer in entered for positions in answer.positions.values()]
+        for part, code in self._codes.items():
+            generation = self._topics[part[0]].generation
+            cursor = self._cursors[part] = Cursor(code, beginnings[part], generation)
+            known = [positions.get(code) for positions in shards]
+            if any(position is None or position.is_of_another(generation) for position in known):
+                if any(position is not None and position.is_of_another(generation) for position in known):
+                    log.error("topic %s was made anew; partition %d is read from its beginning", *part)
+            else:
+                self._resume(part, cursor, [position for position in known if position is not None])
+        self._hold()
+        source.assign({part: self._cursors[part].next_offset for part in parts})
+
+    def _resume(self, part: Part, cursor: Cursor, known: Sequence[Position]) -> None:
+        lowest = min(known, key=lambda position: position.applied)
+        beginning = cursor.next_offset
+        cursor.next_offset, cursor.max_time_ms = lowest.applied + 1, lowest.max_time_ms
+        if cursor.next_offset < beginning:
+            self._lost += beginning - cursor.next_offset
+            log.error(
+                "topic %s, partition %d: retention deleted records %d to %d before they were read",
+                *part,
+                cursor.next_offset,
+                beginning - 1,
+            )
+            cursor.next_offset, cursor.after_loss = beginning, True
+
+    def _hold(self) -> None:
+        """Tell all shards that no partition is idle, and learn what was closed while one was.
+
+        From then on no shard closes a window until the newest time of each of these has passed it; so the floors do
+        not change any more, and every shard's records count into the same windows.
+        """
+        now = time.monotonic()
+        for part, cursor in self._cursors.items():
+            cursor.idle, cursor.last_record_at = False, now
+            self._send(part, self._batcher.tick(cursor, idle=False))
+        while self._pending:
+            self._await_oldest()
+        answers = ray.get(
+            [route.actor.positions.remote() for route in self._layout.routes],
+            timeout=self._settings.apply_timeout_s,
+        )
+        for cursor in self._cursors.values():
+            known = [positions[cursor.code] for answer in answers for positions in answer.values()]
+            cursor.floors = tuple({(p.floor_from, p.floor_ms) for p in known if p.floor_ms != NEVER})
+
+    def _pump(self, source: RecordSource) -> None:
+        committed_at = looked_at = time.monotonic()
+        done: dict[Part, int] = {}
         while not self._stop.is_set():
-            polled = consumer.poll(timeout_ms=0 if self._pending else wait_ms)
-            if polled:
-                self._wake()
-            for part, records in polled.items():
-                self._send_records(part, records)
-            self._tick(consumer)
+            polled = source.poll(0.0 if self._pending else self._settings.tick_s)
+            if any(self._cursors[batch.topic, batch.partition].idle for batch in polled):
+                self._hold()  # a burst after silence: the other partitions' part of it is about to be read
+            for batch in polled:
+                self._take_in(batch)
+            self._tick(source)
             while self._pending and (len(self._pending) > self._settings.pipeline_depth or not polled):
                 part, upto = self._await_oldest()
-                done[part] = OffsetAndMetadata(upto + 1, "", -1)
-            if done and time.monotonic() - committed_at > _COMMIT_EVERY_S:
-                consumer.commit_async(dict(done))
-                done, committed_at = {}, time.monotonic()
+                done[part] = upto + 1
+            now = time.monotonic()
+            if done and now - committed_at > _COMMIT_EVERY_S:
+                source.commit(done)
+                done, committed_at = {}, now
+            if now - looked_at > _LOOK_AT_TOPICS_EVERY_S:
+                looked_at = now
+                self._look_at_topics()
 
-    def _send_records(self, part: TopicPartition, records: Sequence[Any]) -> None:
+    def _look_at_topics(self) -> None:
+        """A fetch from a topic that was deleted just brings nothing; so the broker is asked now and then."""
+        now = topics_of(self._kafka, sorted(self._topics))
+        for topic, info in self._topics.items():
+            if now[topic].generation != info.generation:
+                raise BrokerError(
+                    f"topic {topic!r} was deleted" + (" and made anew" if now[topic].partitions else "")
+                )
+
+    def _take_in(self, batch: Records) -> None:
+        part = batch.topic, batch.partition
         cursor = self._cursors[part]
-        events, rejected = self._decoder.decode([record.value for record in records])
+        events, rejected = self._decoders[batch.topic].decode(batch.values, batch.keys, batch.timestamps_ms)
         if rejected:
-            self._send_dead_letters(records, rejected)
-        offsets = np.fromiter((record.offset for record in records), np.int64, len(records))
-        ingested = np.fromiter((record.timestamp for record in records), np.int64, len(records))
-        dead = offsets[[reject.record for reject in rejected]]
-        batches = self._batcher.records(part.partition, cursor, events, offsets, ingested, dead)
-        self._send(part, int(offsets[-1]), batches)
-        cursor.next_offset = int(offsets[-1]) + 1
+            self._dead_letters = self._dead_letters or make_producer(self._kafka)
+            send_dead_letters(self._dead_letters, self._kafka, batch, rejected)
+        dead = batch.offsets[[reject.record for reject in rejected]]
+        batches = self._batcher.records(cursor, events, batch.offsets, batch.timestamps_ms, dead)
+        cursor.next_offset = int(batch.offsets[-1]) + 1
+        self._send(part, batches)
         if len(events):
             cursor.max_time_ms = max(cursor.max_time_ms, int(events.time_ms.max()))
         cursor.last_record_at = time.monotonic()
         cursor.after_loss = False
-        self._records += len(records)
+        self._records += len(batch)
 
-    def _wake(self) -> None:
-        """After silence everywhere, records of one partition say nothing about the others: give all their time.
-
-        Otherwise the first batch of a burst could close windows that the other partitions' part of the burst
-        still belongs to.
-        """
-        now = time.monotonic()
-        if now - self._last_polled_at > self._settings.windows.idle_timeout_s:
-            for part, cursor in self._cursors.items():
-                cursor.last_record_at = now
-                self._send(
-                    part, cursor.next_offset - 1, self._batcher.tick(part.partition, cursor, idle=False)
-                )
-        self._last_polled_at = now
-
-    def _tick(self, consumer: KafkaConsumer) -> None:
+    def _tick(self, source: RecordSource) -> None:
         """Tell the shards of quiet partitions, so that those do not hold windows open for ever.
 
-        A partition is idle only where the broker says that nothing is left in it: one with a long backlog may
-        have to wait for its turn longer than the time-out, and what was fetched last tells only of what was read.
+        A partition is idle only where the broker says that nothing is left in it (one with a long backlog may
+        have to wait for its turn longer than the time-out), and all shards have what was sent of it: so whatever
+        closes from then on is beyond all records sent so far.
         """
         now = time.monotonic()
-        for part, cursor in self._cursors.items():
-            cursor.highwater = max(cursor.highwater or 0, consumer.highwater(part) or 0)
-        due = [
-            part
-            for part, cursor in self._cursors.items()
-            if now - cursor.last_sent_at >= self._settings.tick_s
-        ]
-        silent_s = self._settings.windows.idle_timeout_s
-        silent = [part for part in due if now - self._cursors[part].last_record_at > silent_s]
-        ends = consumer.end_offsets(silent) if silent else {}
-        for part in due:
-            cursor = self._cursors[part]
-            idle = part in ends and cursor.next_offset >= ends[part]
-            self._send(part, cursor.next_offset - 1, self._batcher.tick(part.partition, cursor, idle))
+        tick_s, silent_s = self._settings.tick_s, self._settings.windows.idle_timeout_s
+        if now - self._asked_at >= tick_s:
+            self._asked_at = now
+            ends = source.ends(list(self._cursors))
+            for part, end in ends.items():
+                self._cursors[part].end = end
+        due = {part: cursor for part, cursor in self._cursors.items() if now - cursor.last_sent_at >= tick_s}
+        under_way = {part for part, _, _ in self._pending}
+        for part, cursor in due.items():
+            silent = now - cursor.last_record_at > silent_s and part not in under_way
+            drained = cursor.end is not None and cursor.next_offset >= cursor.end
+            cursor.idle = silent and drained
+            self._send(part, self._batcher.tick(cursor, cursor.idle))
 
-    def _send(self, part: TopicPartition, upto: int, batches: Sequence[ActorBatch]) -> None:
-        refs = [route.actor.apply.remote(batch) for route, batch in zip(self._routes, batches, strict=True)]
-        self._pending.append((part, upto, refs))
-        self._cursors[part].last_sent_at = time.monotonic()
+    def _send(self, part: Part, batches: Sequence[Any]) -> None:
+        refs = [
+            route.actor.apply.remote(batch) for route, batch in zip(self._layout.routes, batches, strict=True)
+        ]
+        cursor = self._cursors[part]
+        self._pending.append((part, cursor.next_offset - 1, refs))
+        cursor.last_sent_at = time.monotonic()
         self._batches += 1
 
-    def _await_oldest(self) -> tuple[TopicPartition, int]:
+    def _await_oldest(self) -> tuple[Part, int]:
         part, upto, refs = self._pending.popleft()
         ray.get(refs, timeout=self._settings.apply_timeout_s)
         return part, upto
-
-    def _send_dead_letters(self, records: Sequence[Any], rejected: Sequence[Rejected]) -> None:
-        producer = self._dead_letters = self._dead_letters or make_producer(self._kafka)
-        now = str(int(time.time() * 1000)).encode()
-        futures = []
-        for reject in rejected:
-            record = records[reject.record]
-            headers = [
-                ("headrace.reason", reject.reason.encode(errors="replace")),
-                ("headrace.topic", record.topic.encode()),
-                ("headrace.partition", str(record.partition).encode()),
-                ("headrace.offset", str(record.offset).encode()),
-                ("headrace.time", now),
-            ]
-            topic = self._kafka.dead_letter_topic
-            futures.append(
-                producer.send(topic, key=record.key, value=record.value, headers=[*record.headers, *headers])
-            )
-        producer.flush(timeout=self._kafka.request_timeout_s)
-        for future in futures:
-            future.get(timeout=self._kafka.request_timeout_s)
-
-
-class Batcher:
-    """Turns decoded events into one message per shard actor."""
-
-    def __init__(
-        self, settings: StreamingSettings, num_partitions: int, routes: Sequence[ShardRoute]
-    ) -> None:
-        self._num_shards = settings.logical_shards
-        self._num_partitions = num_partitions
-        self._length_ms = int(settings.windows.length_s * 1000)
-        self._lateness_ms = int(settings.windows.lateness_s * 1000)
-        self._routes = routes
-
-    def windows(self, times: Int64, max_time_before: int) -> Int64:
-        """Window of each event (N,): its own or, where the watermark has passed that, the watermark's."""
-        newest_before = np.maximum.accumulate(np.concatenate([[max_time_before], times]))[:-1]
-        floor = np.where(newest_before == NEVER, NEVER, newest_before - self._lateness_ms)
-        return window_of(np.maximum(times, floor), self._length_ms)
-
-    def records(
-        self,
-        partition: int,
-        cursor: Cursor,
-        events: Events,
-        offsets: Int64,
-        ingested_ms: Int64,
-        dead_letters: Int64,
-    ) -> list[ActorBatch]:
-        """Batches, one per route, for records `offsets` of which `events` are the valid ones."""
-        columns = EventColumns(
-            user=events.user,
-            item=events.item,
-            event_id=events.event_id,
-            time_ms=events.time_ms,
-            type=events.type,
-            offset=offsets[events.record],
-            ingested_ms=ingested_ms[events.record],
-            window=self.windows(events.time_ms, cursor.max_time_ms),
-        )
-        newest = max(cursor.max_time_ms, int(events.time_ms.max())) if len(events) else cursor.max_time_ms
-        return self._split(partition, cursor, columns, int(offsets[-1]), newest, dead_letters, idle=False)
-
-    def tick(self, partition: int, cursor: Cursor, idle: bool) -> list[ActorBatch]:
-        """Batches that carry no records, only the state of the partition."""
-        upto, none = cursor.next_offset - 1, np.empty(0, np.int64)
-        return self._split(partition, cursor, _NO_EVENTS, upto, cursor.max_time_ms, none, idle=idle)
-
-    def _split(
-        self,
-        partition: int,
-        cursor: Cursor,
-        columns: EventColumns,
-        upto: int,
-        max_time_ms: int,
-        dead_letters: Int64,
-        *,
-        idle: bool,
-    ) -> list[ActorBatch]:
-        shard = (columns.user % np.uint64(self._num_shards)).astype(np.int64)
-        order = np.argsort(shard, kind="stable")
-        counts = np.bincount(shard, minlength=self._num_shards)
-        ends = np.cumsum(counts)
-        windows, reverse = np.unique(columns.window[::-1], return_index=True)
-        window_offsets = columns.offset[::-1][reverse]  # the last offset that counts into each
-        batches = []
-        for route in self._routes:
-            picked = [order[ends[s] - counts[s] : ends[s]] for s in route.shards]
-            bounds = np.cumsum([0, *(len(part) for part in picked)])
-            batches.append(
-                ActorBatch(
-                    partition=partition,
-                    from_offset=cursor.next_offset,
-                    upto_offset=upto,
-                    max_time_ms=max_time_ms,
-                    idle=idle,
-                    num_partitions=self._num_partitions,
-                    windows=windows,
-                    window_offsets=window_offsets,
-                    dead_letters=dead_letters,
-                    after_loss=cursor.after_loss,
-                    shards=route.shards,
-                    bounds=bounds,
-                    events=columns.take(np.concatenate(picked)),
-                )
-            )
-        return batches
-
-
-_NO_EVENTS = EventColumns(
-    user=np.empty(0, np.uint64),
-    item=np.empty(0, np.uint64),
-    event_id=np.empty(0, np.uint64),
-    time_ms=np.empty(0, np.int64),
-    type=np.empty(0, np.uint8),
-    offset=np.empty(0, np.int64),
-    ingested_ms=np.empty(0, np.int64),
-    window=np.empty(0, np.int64),
-)

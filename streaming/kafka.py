@@ -5,42 +5,71 @@ lose or double records here; all are set explicitly.
 """
 
 import contextlib
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+)
+from kafka.net.compat import KafkaNetClient
+from xxhash import xxh3_64_intdigest
 
 from streaming.config import KafkaSettings
 from streaming.errors import BrokerError
+from streaming.probe import diagnosis, probe
+from streaming.security import kafka_python_security, scrubbed
+
+FETCH_BYTES_PER_PARTITION = 1024 * 1024  # a turn of one partition must not take seconds
+FETCH_BYTES = (
+    16 * 1024 * 1024
+)  # one fetch in the works and one being read: what a consumer may hold, twice this
 
 
 def _connection(settings: KafkaSettings) -> dict[str, Any]:
-    password = settings.sasl_password.get_secret_value() if settings.sasl_password else None
     return {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "client_id": settings.client_id,
-        "security_protocol": settings.security_protocol,
-        "sasl_mechanism": settings.sasl_mechanism,
-        "sasl_plain_username": settings.sasl_username,
-        "sasl_plain_password": password,
-        "ssl_cafile": settings.ssl_cafile,
         "request_timeout_ms": int(settings.request_timeout_s * 1000),
         "bootstrap_timeout_ms": int(settings.request_timeout_s * 1000),
         "reconnect_backoff_max_ms": 2000,
+        **kafka_python_security(settings),
     }
 
 
 @contextlib.contextmanager
-def _translated(settings: KafkaSettings, action: str) -> Any:
+def translated(settings: KafkaSettings, action: str) -> Iterator[None]:
+    """Turn errors of kafka-python into a BrokerError that says what was tried, where, and what to look at."""
     try:
         yield
     except KafkaError as error:
+        told = scrubbed(settings, repr(error))
+        why = ""
+        if isinstance(error, KafkaTimeoutError | KafkaConnectionError | SaslAuthenticationFailedError):
+            why = diagnosis(settings)  # kafka-python tries again until its time-out, whatever the cause
         raise BrokerError(
             f"cannot {action} at kafka.bootstrap_servers={settings.bootstrap_servers!r} "
-            f"({settings.security_protocol}): {error!r}"
-        ) from error
+            f"({settings.security_protocol}): {told}{why}"
+        ) from None  # the original's text could repeat a secret
+
+
+def check_connection(settings: KafkaSettings) -> None:
+    """Return once the broker lets us in; what is wrong with the settings is told at once, not after a time-out.
+
+    Raises:
+        BrokerError: the broker cannot be reached within `request_timeout_s`; a file of the settings cannot be used;
+            the TLS handshake or the authentication failed. The message names the settings to look at.
+    """
+    probe(settings)
+    with translated(settings, "connect"):
+        KafkaAdminClient(**_connection(settings)).close()
 
 
 def make_producer(settings: KafkaSettings, *, linger_ms: int = 2) -> KafkaProducer:
@@ -49,7 +78,7 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int = 2) -> KafkaProduc
     Args:
         linger_ms: how long a record may wait for company; more means larger batches and later records.
     """
-    with _translated(settings, "connect a producer"):
+    with translated(settings, "connect a producer"):
         return KafkaProducer(
             **_connection(settings),
             acks="all",
@@ -60,6 +89,13 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int = 2) -> KafkaProduc
         )
 
 
+def _client(**config: Any) -> KafkaNetClient:
+    """kafka-python 3.0.12 does not hand `allow_auto_create_topics` on: asking for a topic would create it."""
+    client = KafkaNetClient(**config)
+    client.cluster.config["allow_auto_create_topics"] = config["allow_auto_create_topics"]
+    return client
+
+
 def make_consumer(
     settings: KafkaSettings, max_poll_records: int = 5000, fetch_wait_ms: int | None = None
 ) -> KafkaConsumer:
@@ -67,7 +103,7 @@ def make_consumer(
 
     Out-of-range offsets raise instead of jumping silently (`auto_offset_reset="none"`).
     """
-    with _translated(settings, "connect a consumer"):
+    with translated(settings, "connect a consumer"):
         return KafkaConsumer(
             **_connection(settings),
             group_id=settings.group_id,
@@ -75,16 +111,20 @@ def make_consumer(
             auto_offset_reset="none",
             isolation_level="read_committed",
             allow_auto_create_topics=False,
+            kafka_client=_client,
             max_poll_records=max_poll_records,
             fetch_max_wait_ms=fetch_wait_ms or settings.fetch_wait_ms,
-            max_partition_fetch_bytes=1024 * 1024,  # a turn of one partition must not take seconds
+            max_partition_fetch_bytes=FETCH_BYTES_PER_PARTITION,
+            fetch_max_bytes=FETCH_BYTES,
+            metrics_enabled=False,  # nobody reads them, and they cost a few per cent
             metadata_max_age_ms=30_000,
         )
 
 
 def ensure_topics(settings: KafkaSettings, events: Sequence[str] = ("events",)) -> None:
     """Create the topics of events, items and dead letters that do not exist; existing ones are left as they are."""
-    with _translated(settings, "create topics"):
+    check_connection(settings)
+    with translated(settings, "create topics"):
         admin = KafkaAdminClient(**_connection(settings))
         try:
             existing = set(admin.list_topics())
@@ -106,14 +146,49 @@ def ensure_topics(settings: KafkaSettings, events: Sequence[str] = ("events",)) 
             admin.close()
 
 
+@dataclass(frozen=True)
+class TopicInfo:
+    """What a topic is at present."""
+
+    partitions: tuple[int, ...]  # in order; none: it does not exist
+    generation: (
+        int  # a number that a topic of the same name, made anew, does not have; 0: the broker does not tell
+    )
+
+
+def topics_of(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, TopicInfo]:
+    """Look topics up with one request; nothing is created by asking."""
+    with translated(settings, f"look up {', '.join(map(repr, topics))}"):
+        admin = KafkaAdminClient(**_connection(settings))
+        try:
+            described = admin.describe_topics(list(topics)) if topics else []
+        finally:
+            admin.close()
+    found = {
+        topic["name"]: TopicInfo(
+            tuple(sorted(part["partition_index"] for part in topic["partitions"])),
+            _generation(topic.get("topic_id")),
+        )
+        for topic in described
+        if topic["partitions"]
+    }
+    return {topic: found.get(topic, TopicInfo((), 0)) for topic in topics}
+
+
+def _generation(topic_id: str | None) -> int:
+    """63 bits of a topic's UUID (KIP-516); brokers before 2.8 have none, or one of zeros."""
+    number = uuid.UUID(topic_id).int if topic_id else 0
+    return xxh3_64_intdigest(number.to_bytes(16, "big")) >> 1 if number else 0
+
+
+def partitions_of_topics(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, list[int]]:
+    """List the partition numbers of topics, in order; empty where one does not exist."""
+    return {topic: list(info.partitions) for topic, info in topics_of(settings, topics).items()}
+
+
 def partitions_of(settings: KafkaSettings, topic: str) -> list[int]:
     """List the partition numbers of a topic, in order; empty where it does not exist."""
-    with _translated(settings, f"list the partitions of topic {topic!r}"):
-        consumer = make_consumer(settings)
-        try:
-            return sorted(consumer.partitions_for_topic(topic) or ())
-        finally:
-            consumer.close(autocommit=False)
+    return partitions_of_topics(settings, [topic])[topic]
 
 
 def topic_partitions(topic: str, partitions: Sequence[int]) -> list[TopicPartition]:

@@ -13,9 +13,11 @@ import lmdb
 import numpy as np
 
 from streaming import environment
+from streaming.config import StreamingSettings
+from streaming.erasure import Proof, proofs
 from streaming.hashing import hash_one
+from streaming.layout import shard_path, stored_positions
 from streaming.rows import NEVER, Rows, blank_rows, row_dtype
-from streaming.state import shard_path, stored_positions
 
 if TYPE_CHECKING:
     from lmdb import _Database as Database
@@ -26,14 +28,12 @@ class StateReader:
 
     Args:
         state_dir: folder of the shards; they may appear later.
-        num_shards: number of logical shards.
-        length: events kept per user (L).
-        num_types: number of event types (T).
+        settings: streaming settings, which give the layout of rows.
     """
 
-    def __init__(self, state_dir: Path, num_shards: int, length: int, num_types: int) -> None:
-        self._state_dir, self._num_shards = state_dir, num_shards
-        self._dtype = row_dtype(length, num_types)
+    def __init__(self, state_dir: Path, settings: StreamingSettings) -> None:
+        self._state_dir, self._num_shards = state_dir, settings.logical_shards
+        self._dtype = row_dtype(settings)
         self._open: dict[int, tuple[lmdb.Environment, Database]] = {}
         self._lock = threading.Lock()
 
@@ -62,6 +62,17 @@ class StateReader:
         with env.begin() as txn:
             newest = max((p.max_time_ms for p in stored_positions(txn, meta).values()), default=NEVER)
         return None if newest == NEVER else newest
+
+    def erasures(self, user_id: str) -> list[Proof]:
+        """Proofs that a user was erased, oldest first; empty for one that never was."""
+        user = hash_one(user_id)
+        shard = self._shard(user % self._num_shards)
+        if shard is None:
+            return []
+        env = shard[0]
+        db = env.open_db(b"proofs", create=False)
+        with env.begin(db) as txn:
+            return proofs(txn.get(user.to_bytes(8, "big")))
 
     def _shard(self, shard: int) -> tuple[lmdb.Environment, "Database"] | None:
         opened = self._open.get(shard)

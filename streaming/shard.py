@@ -1,59 +1,41 @@
 """The shard actor: hosts a set of logical shards and applies what ingestors send.
 
 Ray runs the calls of one caller in order, one at a time, so the stores need no locks. A killed actor is
-started again by Ray and finds everything in LMDB; calls under way at that moment fail at the ingestor, which
-rewinds.
+started again by Ray, hosts nothing at first, and refuses what comes; the ingestor then enters again, which names
+the logical shards to host. So nobody but the newest layout decides who hosts what, and a shard is never open
+twice (see `streaming.state` for the lock that makes sure of it).
 """
 
+import logging
 import os
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from streaming.batch import ActorBatch, Position
 from streaming.config import StreamingSettings
-from streaming.rows import EventColumns, Int64, Rows
-from streaming.state import Position, ShardBatch, ShardStats, ShardStore
+from streaming.errors import FencedError, StoreError
+from streaming.rows import Rows
+from streaming.snapshotter import SnapshotStats, Snapshotter
+from streaming.state import ShardStats, ShardStore
+
+log = logging.getLogger(__name__)
+
+_EXPIRE_EVERY_S = 1.0
+_RELEASE_TIMEOUT_S = 15.0
+_RETRY_S = 0.1
 
 
 @dataclass(frozen=True)
-class ActorBatch:
-    """One micro-batch of one partition, as one actor needs it: the header, and the events of its shards.
+class Entered:
+    """What an ingestor is told when it enters."""
 
-    Events are sorted by logical shard; those of `shards[i]` are `events[bounds[i]:bounds[i + 1]]`.
-    """
-
-    partition: int
-    from_offset: int
-    upto_offset: int
-    max_time_ms: int
-    idle: bool
-    num_partitions: int
-    windows: Int64
-    window_offsets: Int64
-    dead_letters: Int64
-    after_loss: bool
-    shards: tuple[int, ...]
-    bounds: Int64
-    events: EventColumns
-
-    def part(self, index: int, num_shards: int) -> ShardBatch:
-        """The batch of the `index`-th shard; dead letters go to the shard that counts this partition's."""
-        counts_here = self.shards[index] == self.partition % num_shards
-        return ShardBatch(
-            partition=self.partition,
-            from_offset=self.from_offset,
-            upto_offset=self.upto_offset,
-            max_time_ms=self.max_time_ms,
-            idle=self.idle,
-            num_partitions=self.num_partitions,
-            windows=self.windows,
-            window_offsets=self.window_offsets,
-            dead_letters=self.dead_letters if counts_here else self.dead_letters[:0],
-            events=self.events.take(slice(int(self.bounds[index]), int(self.bounds[index + 1]))),
-            after_loss=self.after_loss,
-        )
+    epoch: int
+    positions: dict[int, dict[int, Position]]  # logical shard: partition code: position
 
 
 class Shard:
@@ -61,30 +43,110 @@ class Shard:
 
     Args:
         data_dir: holds `state/` and `windows/`.
-        shards: the logical shards hosted here.
         settings: streaming settings.
     """
 
-    def __init__(self, data_dir: Path, shards: Sequence[int], settings: StreamingSettings) -> None:
+    def __init__(self, data_dir: Path, settings: StreamingSettings) -> None:
+        self._data_dir, self._settings = data_dir, settings
         self._num_shards = settings.logical_shards
-        self._stores = {
-            shard: ShardStore(data_dir / "state", data_dir / "windows", shard, settings) for shard in shards
-        }
+        self._stores: dict[int, ShardStore] = {}
+        self._version = -1
+        self._epochs: dict[int, int] = {}  # partition code: epoch of the ingestor that reads it
+        self._newest_epoch = time.time_ns()  # above those of an earlier process of this actor
+        self._expired_at = time.monotonic()
+        self._snapshotter = Snapshotter(data_dir / "state", settings)
+
+    def host(self, shards: Sequence[int], version: int) -> None:
+        """Host exactly these logical shards, as the layout of this version says; an older one is refused.
+
+        A shard without state is restored from its newest snapshot, where there is one.
+
+        Raises:
+            FencedError: a newer layout is known here.
+            StoreError: another process did not release a shard in time.
+        """
+        if version < self._version:
+            raise FencedError(f"layout {version} is older than layout {self._version}; ask the supervisor")
+        if version > self._version:
+            self._version = version
+            self._epochs.clear()  # whatever is still on its way was sent under an older layout
+        for shard in sorted(self._stores.keys() - set(shards)):
+            self._snapshotter.drop(shard)
+            self._stores.pop(shard).close()
+        deadline = time.monotonic() + _RELEASE_TIMEOUT_S
+        for shard in shards:
+            if shard not in self._stores:
+                self._stores[shard] = self._open(shard, deadline)
+        self._snapshotter.follow(list(shards))
+
+    def hosted(self) -> tuple[int, ...]:
+        """The logical shards hosted here."""
+        return tuple(self._stores)
+
+    def _open(self, shard: int, deadline: float) -> ShardStore:
+        released = threading.Event()  # never set: only its wait is used
+        while True:
+            try:
+                self._snapshotter.restore_if_empty(shard)
+                return ShardStore(self._data_dir / "state", self._data_dir / "windows", shard, self._settings)
+            except StoreError as error:
+                if "is hosted by" not in str(error) or time.monotonic() > deadline:
+                    raise
+                released.wait(_RETRY_S)
+
+    def enter(self, shards: Sequence[int], version: int, partitions: Sequence[int]) -> Entered:
+        """Let an ingestor in as the only one that reads these partitions, and tell it how far they are applied.
+
+        Raises:
+            FencedError, StoreError: see `host`.
+        """
+        self.host(shards, version)
+        self._newest_epoch += 1
+        for partition in partitions:
+            self._epochs[partition] = self._newest_epoch
+        return Entered(
+            self._newest_epoch,
+            self.positions(),
+        )
 
     def apply(self, batch: ActorBatch) -> int:
-        """Apply a batch to every shard hosted here; returns the number of events that changed state."""
-        return sum(
+        """Apply a batch to every shard hosted here; returns the number of events that changed state.
+
+        Raises:
+            FencedError: it comes from an ingestor that did not enter here, or was replaced since.
+            GapError: it starts past what is applied.
+        """
+        code = batch.whole.partition
+        if self._epochs.get(code) != batch.epoch or set(batch.shards) != self._stores.keys():
+            raise FencedError(
+                f"partition {code}: the batch was sent under epoch {batch.epoch} for {len(batch.shards)} shards, "
+                f"here are epoch {self._epochs.get(code)} and {len(self._stores)} shards; enter again"
+            )
+        changed = sum(
             self._stores[shard].apply(batch.part(index, self._num_shards))
             for index, shard in enumerate(batch.shards)
         )
+        if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
+            self._expired_at = time.monotonic()
+            for store in self._stores.values():
+                store.expire()
+        return changed
 
-    def positions(self) -> list[dict[int, Position]]:
-        """Applied position of each partition, per logical shard."""
-        return [store.positions() for store in self._stores.values()]
+    def positions(self) -> dict[int, dict[int, Position]]:
+        """How far each partition is applied, per logical shard."""
+        return {shard: store.positions() for shard, store in self._stores.items()}
 
     def stats(self) -> list[ShardStats]:
         """Exact counts, per logical shard."""
         return [store.stats() for store in self._stores.values()]
+
+    def snapshot_stats(self) -> SnapshotStats:
+        """What the snapshots of this actor cost, and how old the newest are."""
+        return self._snapshotter.stats()
+
+    def snapshot(self) -> int:
+        """Take a snapshot of every shard hosted here now; returns how many."""
+        return self._snapshotter.take_all()
 
     def rows(self) -> Rows:
         """All rows hosted here, in order of user hash (for comparison and export; not for serving)."""
@@ -96,6 +158,5 @@ class Shard:
         return os.getpid()
 
     def close(self) -> None:
-        """Flush and close all stores."""
-        for store in self._stores.values():
-            store.close()
+        """Release all shards."""
+        self.host((), self._version)

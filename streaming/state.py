@@ -13,28 +13,53 @@ things become durable is the exactly-once argument:
    second, or the next window that closes. After a crash the shard is then a little further back, and the
    ingestor rewinds to there.
 
-A batch at or below `applied` changes nothing; one that starts past `applied + 1` is refused as a gap.
+A batch at or below `applied` changes nothing; one that starts past `applied + 1` is refused as a gap. One process
+hosts a shard at a time: a file lock, which the kernel frees when its holder dies, keeps a second one out.
+
+All shards must close the same windows with the same events, though each closes them by itself. An event's window
+is decided by its partition's log alone, and a window closes when no partition's log can name it any more. The one
+exception is a partition that is idle, or new, while windows close: the shard notes that in its position (the
+floor), and before records of such a partition are taken in, its ingestor collects the floors of all shards.
 
 With `durability="process"` commits are not flushed: they survive the death of the process, and after a power
 loss the shard is rebuilt from Kafka. With "machine" each commit is flushed to the disk first.
 """
 
 import json
+import os
 import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streaming import environment
+from streaming.batch import Position, ShardBatch
 from streaming.config import StreamingSettings
+from streaming.erasure import Proof, erase_from_files, without_users
 from streaming.errors import GapError, StoreError
 from streaming.hashing import UInt64
-from streaming.rows import NEVER, EventColumns, Int64, Rows, blank_rows, row_dtype, update_rows
+from streaming.layout import own, prefixed, put_position, shard_path, store_layout, stored_positions
+from streaming.rows import (
+    DUPLICATE,
+    ERASED,
+    ERASURE,
+    KEPT,
+    NEVER,
+    Bools,
+    EventColumns,
+    Int64,
+    Rows,
+    Rules,
+    Touched,
+    blank_rows,
+    row_dtype,
+    update_rows,
+)
 from streaming.windows import (
     BUFFERED,
     assemble,
@@ -55,51 +80,23 @@ if TYPE_CHECKING:
 else:
     Transaction = Database = object
 
-_POSITION = struct.Struct("<qqQ")  # applied offset, newest event time, dead letters
 _SIGN = 1 << 63
 _LAZY_S = 0.5
-
-
-@dataclass(frozen=True)
-class ShardBatch:
-    """What one logical shard is told about one micro-batch of one partition, be it empty.
-
-    `windows` names every window that any event of the whole micro-batch counts into, and `window_offsets` the
-    last offset that does, so that all shards know the same windows; `dead_letters` are the
-    offsets this shard is to count.
-    """
-
-    partition: int
-    from_offset: int
-    upto_offset: int  # inclusive; from_offset - 1 for a mere tick
-    max_time_ms: int  # newest event time of the partition up to `upto_offset`
-    idle: bool  # drained, and silent for longer than the time-out
-    num_partitions: int
-    windows: Int64
-    window_offsets: Int64
-    dead_letters: Int64
-    events: EventColumns
-    after_loss: bool = False  # retention deleted the records before `from_offset` unread: the gap is real
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a shard has applied a partition."""
-
-    applied: int
-    max_time_ms: int
-    dead_letters: int
 
 
 @dataclass(frozen=True)
 class ShardStats:
     """Exact counts of one logical shard since it was created."""
 
+    shard: int
     users: int
     applied: int
     duplicates: int
     late: int
     dead_letters: int
+    erasures: int  # users erased on request
+    erased: int  # events dropped because they came after their user's erasure and are older
+    expired: int  # users dropped after their time to live
     windows_closed: int
     closed_upto_ms: int
 
@@ -114,33 +111,47 @@ class ShardStore:
         settings: streaming settings; must agree with those the store was created with.
 
     Raises:
-        StoreError: the store on disk was created with another layout.
+        StoreError: the store on disk was created with another layout, or another process hosts it.
     """
 
     def __init__(self, state_dir: Path, windows_dir: Path, shard: int, settings: StreamingSettings) -> None:
         self.shard = shard
-        self._settings = settings
+        self._settings, self._rules = settings, Rules.of(settings)
         self._windows_dir = windows_dir
-        self._dtype = row_dtype(settings.sequence_length, len(settings.event_types))
+        self._dtype = row_dtype(settings)
         self._length_ms = int(settings.windows.length_s * 1000)
         self._lateness_ms = int(settings.windows.lateness_s * 1000)
         self._idle: dict[int, bool] = {}
         self._committed_at: dict[int, float] = {}
-        self._env = environment.open_writer(
-            shard_path(state_dir, shard), settings.map_size_gib, sync=settings.durability == "machine"
-        )
-        self._rows = self._env.open_db(b"rows")
-        self._meta = self._env.open_db(b"meta")
-        self._buffers = self._env.open_db(b"buffers")
-        self._check_layout()
+        self._scanned_upto = b""
+        self.path = shard_path(state_dir, shard)
+        self._lock = own(self.path)
+        try:
+            self._env = environment.open_writer(
+                self.path, settings.map_size_gib, sync=settings.durability == "machine"
+            )
+            self._rows = self._env.open_db(b"rows")
+            self._meta = self._env.open_db(b"meta")
+            self._buffers = self._env.open_db(b"buffers")
+            self._proofs = self._env.open_db(b"proofs")
+            self._check_layout()
+        except BaseException:
+            os.close(self._lock)
+            raise
         with self._env.begin() as txn:
             self._positions = stored_positions(txn, self._meta)
             self._counts = json.loads(txn.get(b"counts", db=self._meta) or b"{}")
             self._windows = set(json.loads(txn.get(b"windows", db=self._meta) or b"[]"))
+            self._any_proofs = txn.stat(self._proofs)["entries"] > 0
 
     def positions(self) -> dict[int, Position]:
         """How far each partition has been applied."""
         return dict(self._positions)
+
+    @property
+    def closed_upto_ms(self) -> int:
+        """End of the newest window closed; NEVER before the first."""
+        return int(self._counts.get("closed_upto_ms", NEVER))
 
     def apply(self, batch: ShardBatch) -> int:
         """Apply a batch, then close the windows that its watermark passed.
@@ -152,17 +163,35 @@ class ShardStore:
             GapError: the batch starts past the next expected offset.
         """
         position = self._positions.get(batch.partition)
+        if position is not None and position.is_of_another(batch.generation):
+            position = self._reset(batch, position)
         if position is not None and batch.from_offset > position.applied + 1 and not batch.after_loss:
             raise GapError(batch.partition, position.applied + 1, batch.from_offset)
         changed = 0
         if position is None or batch.upto_offset > position.applied:
             if position is not None and self._carries_nothing(batch, position):
-                self._positions[batch.partition] = self._advance(batch, position)
+                self._positions[batch.partition] = _advance(batch, position)
             else:
                 changed = self._commit(batch, position)
         self._idle[batch.partition] = batch.idle
-        self._close_windows(batch.num_partitions)
+        self._close_windows(batch.partitions)
         return changed
+
+    def _reset(self, batch: ShardBatch, position: Position) -> Position:
+        """Start at the beginning of a topic that was made anew; what was applied from the old one stays."""
+        before = batch.from_offset - 1
+        start = Position(
+            before,
+            position.max_time_ms,
+            position.dead_letters,
+            floor_ms=self.closed_upto_ms,
+            floor_from=before,
+            generation=batch.generation,
+        )
+        with self._env.begin(write=True) as txn:
+            self._put_position(txn, batch.partition, start)
+        self._positions[batch.partition] = start
+        return start
 
     def _carries_nothing(self, batch: ShardBatch, position: Position) -> bool:
         """Whether a batch only moves the offset on, which may wait for the next commit (rule 4 above)."""
@@ -173,66 +202,125 @@ class ShardStore:
     def _new_windows(self, batch: ShardBatch, applied: int) -> set[int]:
         """Windows that the records past `applied` count into."""
         starts = batch.windows[batch.window_offsets > applied]
-        return set(np.maximum(starts, self._counts.get("closed_upto_ms", NEVER)).tolist())
-
-    @staticmethod
-    def _advance(batch: ShardBatch, position: Position | None) -> Position:
-        applied = position.applied if position else batch.from_offset - 1
-        dead = int((batch.dead_letters > applied).sum()) + (position.dead_letters if position else 0)
-        newest = max(batch.max_time_ms, position.max_time_ms if position else NEVER)
-        return Position(batch.upto_offset, newest, dead)
+        return set(np.maximum(starts, self.closed_upto_ms).tolist())
 
     def _commit(self, batch: ShardBatch, position: Position | None) -> int:
-        applied = position.applied if position else batch.from_offset - 1
-        new = batch.events.offset > applied
+        if position is None:  # windows closed before this partition was known
+            position = Position(
+                batch.from_offset - 1, floor_ms=self.closed_upto_ms, floor_from=batch.from_offset - 1
+            )
+        new = batch.events.offset > position.applied
         events = batch.events if new.all() else batch.events.take(new)
-        closed_upto = self._counts.get("closed_upto_ms", NEVER)
         counts = dict(self._counts)
         with self._env.begin(write=True) as txn:
-            if len(events):
-                late = events.window != window_of(events.time_ms, self._length_ms)
-                window = np.maximum(events.window, closed_upto)
-                events = EventColumns(**(events.__dict__ | {"window": window}))
-                kept = self._update(txn, events, batch.partition, counts)
-                changed = int(kept.sum())
-                _add(counts, "applied", changed)
-                _add(counts, "duplicates", len(events) - changed)
-                _add(counts, "late", int((late | (window != batch.events.window[new]))[kept].sum()))
-            else:
-                changed = 0
-            position = self._advance(batch, position)
-            windows = self._windows | self._new_windows(batch, applied)
-            self._put_position(txn, batch.partition, position)
-            if counts != self._counts:
-                txn.put(b"counts", json.dumps(counts).encode(), db=self._meta)
-            if windows != self._windows:
-                txn.put(b"windows", json.dumps(sorted(windows)).encode(), db=self._meta)
-        self._positions[batch.partition] = position  # in memory only after the commit
+            changed = self._apply_events(txn, events, batch.partition, counts) if len(events) else 0
+            moved = _advance(batch, position)
+            windows = self._windows | self._new_windows(batch, position.applied)
+            self._put_position(txn, batch.partition, moved)
+            self._put_json(txn, b"counts", counts, self._counts)
+            self._put_json(txn, b"windows", sorted(windows), sorted(self._windows))
+        self._positions[batch.partition] = moved  # in memory only after the commit
         self._counts, self._windows = counts, windows
+        self._any_proofs |= counts.get("erasures", 0) > 0
         self._committed_at[batch.partition] = time.monotonic()
         return changed
 
     def _put_position(self, txn: Transaction, partition: int, position: Position) -> None:
-        txn.put(b"p%d" % partition, _POSITION.pack(*position.__dict__.values()), db=self._meta)
+        put_position(txn, self._meta, partition, position)
 
-    def _update(
+    def _put_json(self, txn: Transaction, key: bytes, value: object, before: object) -> None:
+        if value != before:
+            txn.put(key, json.dumps(value).encode(), db=self._meta)
+
+    def _apply_events(
         self, txn: Transaction, events: EventColumns, partition: int, counts: dict[str, int]
-    ) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    ) -> int:
+        own_window = window_of(events.time_ms, self._length_ms)
+        events = replace(events, window=np.maximum(events.window, self.closed_upto_ms))
         users, owner = np.unique(events.user, return_inverse=True)
         rows = self._load(txn, users)
-        done = update_rows(rows, owner, events, partition, self._settings.half_life_s * 1000)
-        data, size = rows.tobytes(), self._dtype.itemsize
-        keys = _keys(users)
-        txn.cursor(db=self._rows).putmulti(
-            [(key, data[i * size : (i + 1) * size]) for i, key in enumerate(keys)]
-        )
+        erased_upto = self._erased_upto(txn, users)
+        done = update_rows(rows, owner, events, partition, self._rules, erased_upto)
+        kept = done.outcome == KEPT
+        buffered = kept
+        if done.erased:
+            last = np.full(len(users), -1)
+            last[list(done.erased)] = list(done.erased.values())
+            buffered = kept & (np.arange(len(events)) > last[owner])
+            self._erase(txn, users, owner, events, partition, done, erased_upto, kept & ~buffered)
+            _add(counts, "erasures", int((done.outcome == ERASURE).sum()))
+        self._store(txn, users, rows)
         for window, before in done.contexts:
-            self._buffer(txn, window, b"c", pack_contexts(before).tobytes(), counts)
-        kept = events.take(done.kept)
-        for window in np.unique(kept.window):
-            part = kept.take(kept.window == window)
-            self._buffer(txn, int(window), b"e", pack_events(part).tobytes(), counts)
-        return done.kept
+            if len(before):
+                self._buffer(txn, window, b"c", pack_contexts(before).tobytes(), counts)
+        part = events.take(buffered)
+        for window in np.unique(part.window):
+            packed = pack_events(part.take(part.window == window)).tobytes()
+            self._buffer(txn, int(window), b"e", packed, counts)
+        _add(counts, "applied", int(kept.sum()))
+        _add(counts, "duplicates", int((done.outcome == DUPLICATE).sum()))
+        _add(counts, "erased", int((done.outcome == ERASED).sum()))
+        _add(counts, "expired", done.expired)
+        _add(counts, "late", int((events.window != own_window)[kept].sum()))
+        return int(kept.sum())
+
+    def _erased_upto(self, txn: Transaction, users: UInt64) -> Int64:
+        upto = np.full(len(users), NEVER)
+        if self._any_proofs:
+            for key, stored in txn.cursor(db=self._proofs).getmulti(_keys(users)):
+                proofs = json.loads(stored)
+                newest = max(proof["erased_upto_ms"] for proof in proofs)
+                upto[np.searchsorted(users, np.uint64(int.from_bytes(key, "big")))] = newest
+        return upto
+
+    def _erase(
+        self,
+        txn: Transaction,
+        users: UInt64,
+        owner: Int64,
+        events: EventColumns,
+        partition: int,
+        done: Touched,
+        erased_upto: Int64,
+        unbuffered: Bools,
+    ) -> None:
+        """Take erased users out of buffers and files, and leave a proof of each."""
+        erasures = np.array(sorted(done.erased))
+        gone = users[erasures]
+        before = self._load(txn, gone)["total"]
+        buffered = np.zeros(len(gone), np.int64)
+        for start in sorted(self._windows):
+            for kind, dtype in ((b"e", BUFFERED), (b"c", context_dtype(self._settings.sequence_length))):
+                for key, value in list(prefixed(txn, self._buffers, _window_key(start) + kind)):
+                    left, held = without_users(value, dtype, gone)
+                    if held.any():
+                        txn.put(key, left, db=self._buffers)
+                        buffered += held if kind == b"e" else 0
+        rewritten = erase_from_files(self._windows_dir, self.shard, gone)
+        for place, row in enumerate(erasures.tolist()):
+            record = done.erased[row]
+            in_batch = int((unbuffered & (owner == row)).sum())
+            proof = Proof(
+                erased_upto_ms=int(erased_upto[row]),
+                requested_ms=int(events.ingested_ms[record]),
+                topic_partition=partition,
+                offset=int(events.offset[record]),
+                events=int(before[place]) + in_batch,
+                buffered_events=int(buffered[place]) + in_batch,
+                windows=rewritten.get(int(users[row]), []),
+            )
+            key = _keys(users[row : row + 1])[0]
+            txn.put(key, proof.pack(txn.get(key, db=self._proofs)), db=self._proofs)
+
+    def _store(self, txn: Transaction, users: UInt64, rows: Rows) -> None:
+        """Put rows, or delete those of users that were erased and not seen since."""
+        empty = rows["total"] == 0
+        if empty.any():
+            for key in _keys(users[empty]):
+                txn.delete(key, db=self._rows)
+            users, rows = users[~empty], rows[~empty]
+        values = rows.view(f"V{self._dtype.itemsize}").tolist()  # one bytes object each, made in C
+        txn.cursor(db=self._rows).putmulti(zip(_keys(users), values, strict=True))
 
     def _buffer(
         self, txn: Transaction, window: int, kind: bytes, data: bytes, counts: dict[str, int]
@@ -241,25 +329,73 @@ class ShardStore:
         txn.put(_window_key(window) + kind + struct.pack(">Q", counts["sequence"]), data, db=self._buffers)
 
     def _load(self, txn: Transaction, users: UInt64) -> Rows:
-        rows = blank_rows(users, self._dtype)
-        found = txn.cursor(db=self._rows).getmulti(_keys(users))
-        if found:
-            known = np.frombuffer(b"".join(key for key, _ in found), ">u8").astype(np.uint64)
-            stored = np.frombuffer(b"".join(value for _, value in found), self._dtype)
-            rows[np.searchsorted(users, known)] = stored
+        """Rows of users, which are sorted; blank ones for those not stored."""
+        keys = _keys(users)
+        found = txn.cursor(db=self._rows).getmulti(keys)
+        stored = np.frombuffer(b"".join([value for _, value in found]), self._dtype)
+        if len(found) == len(users):
+            return stored.copy()
+        rows = np.empty(len(users), self._dtype)
+        known = np.searchsorted(users, stored["user"])
+        fresh = np.ones(len(users), bool)
+        fresh[known] = False
+        rows[known] = stored
+        rows[fresh] = blank_rows(users[fresh], self._dtype)
         return rows
 
-    def _close_windows(self, num_partitions: int) -> None:
-        watermark = self._watermark(num_partitions)
+    def expire(self) -> int:
+        """Look at the next `state.ttl_scan_rows` rows and drop users past their time to live.
+
+        Rows that are not reached yet count as dropped all the same: an event that finds one starts it anew. So
+        the state does not depend on when this is called.
+        """
+        if self._rules.ttl_ms is None or not self._positions:
+            return 0
+        with self._env.begin() as txn:
+            cursor = txn.cursor(db=self._rows)
+            found = cursor.set_range(self._scanned_upto) if self._scanned_upto else cursor.first()
+            pairs = []
+            for key, value in cursor.iternext() if found else ():
+                pairs.append((key, value))
+                if len(pairs) > self._settings.state.ttl_scan_rows:
+                    break
+        beyond = len(pairs) > self._settings.state.ttl_scan_rows
+        self._scanned_upto = pairs.pop()[0] if beyond else b""
+        if not pairs:
+            return 0
+        rows = np.frombuffer(b"".join(value for _, value in pairs), self._dtype)
+        clock = np.full(len(rows), NEVER)
+        for partition, position in self._positions.items():
+            if position.max_time_ms != NEVER:
+                clock[rows["partition"] == partition] = position.max_time_ms - self._lateness_ms
+        dead = np.flatnonzero((clock != NEVER) & (rows["last_ms"] < clock - self._rules.ttl_ms))
+        if len(dead):
+            counts = dict(self._counts)
+            _add(counts, "expired", len(dead))
+            with self._env.begin(write=True) as txn:
+                for row in dead.tolist():
+                    txn.delete(pairs[row][0], db=self._rows)
+                self._put_json(txn, b"counts", counts, self._counts)
+                self._put_positions(txn)  # what the decision rests on
+            self._counts = counts
+        return len(dead)
+
+    def _put_positions(self, txn: Transaction) -> None:
+        for partition, position in self._positions.items():
+            self._put_position(txn, partition, position)
+
+    def _close_windows(self, partitions: Iterable[int]) -> None:
+        partitions = tuple(partitions)
+        watermark = self._watermark(partitions)
         for start in sorted(self._windows):
             if watermark is None or start + self._length_ms > watermark:
                 return
-            self._close(start)
+            self._close(start, partitions)
 
-    def _watermark(self, num_partitions: int) -> int | None:
+    def _watermark(self, partitions: Iterable[int]) -> int | None:
         """Event time that no partition is still behind; None while one has not spoken or all are idle."""
         times = []
-        for partition in range(num_partitions):
+        for partition in partitions:
             if self._idle.get(partition, False):
                 continue
             position = self._positions.get(partition)
@@ -268,11 +404,17 @@ class ShardStore:
             times.append(position.max_time_ms)
         return min(times) - self._lateness_ms if times else None
 
-    def _close(self, start: int) -> None:
-        prefix = _window_key(start)
+    def _close(self, start: int, partitions: tuple[int, ...]) -> None:
+        prefix, end = _window_key(start), start + self._length_ms
+        positions = dict(self._positions)
+        for partition, position in self._positions.items():
+            if partition not in partitions or self._idle.get(partition, False):  # nobody waited for it
+                positions[partition] = replace(
+                    position, floor_ms=max(position.floor_ms, end), floor_from=position.applied
+                )
         with self._env.begin(write=True) as txn:
-            events = b"".join(value for _, value in _prefixed(txn, self._buffers, prefix + b"e"))
-            contexts = b"".join(value for _, value in _prefixed(txn, self._buffers, prefix + b"c"))
+            events = b"".join(value for _, value in prefixed(txn, self._buffers, prefix + b"e"))
+            contexts = b"".join(value for _, value in prefixed(txn, self._buffers, prefix + b"c"))
             table = assemble(
                 start,
                 np.frombuffer(events, BUFFERED),
@@ -282,17 +424,17 @@ class ShardStore:
             if len(users):
                 table = with_trust(table, user_trust(self._load(txn, users), users))
             write_shard(self._windows_dir, start, self.shard, table)
-            for key in [key for key, _ in _prefixed(txn, self._buffers, prefix)]:
+            for key in [key for key, _ in prefixed(txn, self._buffers, prefix)]:
                 txn.delete(key, db=self._buffers)
             counts = dict(self._counts)
             _add(counts, "windows_closed", 1)
-            counts["closed_upto_ms"] = max(counts.get("closed_upto_ms", NEVER), start + self._length_ms)
+            counts["closed_upto_ms"] = max(self.closed_upto_ms, end)
             windows = self._windows - {start}
-            for partition, position in self._positions.items():  # what closed it must not be known only here
+            for partition, position in positions.items():  # what closed it must not be known only here
                 self._put_position(txn, partition, position)
-            txn.put(b"counts", json.dumps(counts).encode(), db=self._meta)
-            txn.put(b"windows", json.dumps(sorted(windows)).encode(), db=self._meta)
-        self._counts, self._windows = counts, windows
+            self._put_json(txn, b"counts", counts, self._counts)
+            self._put_json(txn, b"windows", sorted(windows), sorted(self._windows))
+        self._counts, self._windows, self._positions = counts, windows, positions
 
     def rows(self) -> Rows:
         """All rows, in order of user hash."""
@@ -304,58 +446,56 @@ class ShardStore:
         """Exact counts since the store was created."""
         with self._env.begin() as txn:
             users = txn.stat(self._rows)["entries"]
+        names = ("applied", "duplicates", "late", "erasures", "erased", "expired", "windows_closed")
         return ShardStats(
+            shard=self.shard,
             users=users,
-            applied=self._counts.get("applied", 0),
-            duplicates=self._counts.get("duplicates", 0),
-            late=self._counts.get("late", 0),
             dead_letters=sum(position.dead_letters for position in self._positions.values()),
-            windows_closed=self._counts.get("windows_closed", 0),
-            closed_upto_ms=self._counts.get("closed_upto_ms", NEVER),
+            closed_upto_ms=self.closed_upto_ms,
+            **{name: self._counts.get(name, 0) for name in names},
         )
 
     def close(self) -> None:
-        """Flush and close the environment."""
+        """Make everything durable, close the environment and let another process host the shard."""
+        with self._env.begin(write=True) as txn:
+            self._put_positions(txn)
         self._env.sync(True)
         environment.close(self._env)
+        os.close(self._lock)
 
     def _check_layout(self) -> None:
-        settings = self._settings
-        layout = {
-            "logical_shards": settings.logical_shards,
-            "sequence_length": settings.sequence_length,
-            "event_types": list(settings.event_types),
-            "half_life_s": settings.half_life_s,
-            "window_length_s": settings.windows.length_s,
-        }
+        layout = store_layout(self._settings)
         with self._env.begin(write=True) as txn:
             stored = json.loads(txn.get(b"layout", db=self._meta) or "null")
-            if stored is None:
-                txn.put(b"layout", json.dumps(layout).encode(), db=self._meta)
-            elif stored != layout:
+            if stored is not None:
+                known = stored["topics"]
+                if layout["topics"][: len(known)] == known:  # topics may be added at the end
+                    stored["topics"] = layout["topics"]
                 changed = {
                     key: (stored.get(key), layout[key]) for key in layout if stored.get(key) != layout[key]
                 }
-                raise StoreError(
-                    f"state in {self._env.path()} was created with other settings "
-                    f"(stored, wanted): {changed}; "
-                    "put the old values back, or start with an empty data_dir and replay the topic"
-                )
+                if changed:
+                    raise StoreError(
+                        f"state in {self._env.path()} was created with other settings "
+                        f"(stored, wanted): {changed}; "
+                        "put the old values back, or start with an empty data_dir and replay the topic"
+                    )
+            txn.put(b"layout", json.dumps(layout).encode(), db=self._meta)
 
 
-def shard_path(state_dir: Path, shard: int) -> Path:
-    """Folder of one logical shard's LMDB environment."""
-    return state_dir / f"shard={shard:04d}"
-
-
-def stored_positions(txn: Transaction, meta: Database) -> dict[int, Position]:
-    """Applied position of each partition, as committed."""
-    return {int(key[1:]): Position(*_POSITION.unpack(value)) for key, value in _prefixed(txn, meta, b"p")}
+def _advance(batch: ShardBatch, position: Position) -> Position:
+    dead = int((batch.dead_letters > position.applied).sum())
+    return replace(
+        position,
+        applied=max(batch.upto_offset, position.applied),
+        max_time_ms=max(batch.max_time_ms, position.max_time_ms),
+        dead_letters=position.dead_letters + dead,
+    )
 
 
 def _keys(users: UInt64) -> list[bytes]:
-    data = users.astype(">u8").tobytes()  # big-endian: byte order is numeric order
-    return [data[i : i + 8] for i in range(0, len(data), 8)]
+    keys: list[bytes] = users.astype(">u8").view("V8").tolist()  # big-endian: byte order is numeric order
+    return keys
 
 
 def _window_key(start: int) -> bytes:
@@ -364,15 +504,6 @@ def _window_key(start: int) -> bytes:
 
 def _add(counts: dict[str, int], name: str, amount: int) -> None:
     counts[name] = counts.get(name, 0) + amount
-
-
-def _prefixed(txn: Transaction, db: Database, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
-    cursor = txn.cursor(db=db)
-    if cursor.set_range(prefix):
-        for key, value in cursor:
-            if not key.startswith(prefix):
-                return
-            yield key, value
 
 
 @contextmanager

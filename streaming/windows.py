@@ -140,10 +140,15 @@ def write_shard(windows_dir: Path, start_ms: int, shard: int, table: pa.Table) -
     folder = windows_dir / folder_of(start_ms)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"shard={shard:04d}.parquet"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
+    replace_file(target, table)
+    return target
+
+
+def replace_file(target: Path, table: pa.Table) -> None:
+    """Write a Parquet file under a temporary name and rename it: whoever reads it sees the old or the new one."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     pq.write_table(table, temporary, compression="zstd")
     temporary.replace(target)
-    return target
 
 
 @dataclass(frozen=True)

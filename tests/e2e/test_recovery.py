@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import ray
 
+from services.actors import Actors, kill_actors
 from services.settings import make_settings
-from services.supervisor import Actors, kill_actors
 from streaming.kafka import ensure_topics, make_producer
 from streaming.windows import complete_windows, read_window
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ray import serve
 
+from services.actors import kill_actors
 from services.applications import run, wait_until
 from services.settings import make_settings
-from services.supervisor import kill_actors
 from streaming.broker import free_port
 from streaming.catalog import CatalogReader
 from streaming.kafka import ensure_topics, make_producer

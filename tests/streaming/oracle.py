@@ -1,44 +1,87 @@
 """What the store must do, written as plainly as Python allows: one event at a time, one dict."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from streaming.rows import NEVER, EventColumns, Rows
-from streaming.state import ShardBatch
+from streaming.batch import ShardBatch
+from streaming.config import StreamingSettings
+from streaming.rows import FORGET, NEVER, NO_CATEGORY, EventColumns, Rows
 
-# (user, item, event_id, time_ms, type, offset): window and record time follow from the offset's position
-Event = tuple[int, int, int, int, int, int]
+
+@dataclass(frozen=True)
+class Event:
+    """A record of a partition's log."""
+
+    user: int
+    item: int = 1
+    event_id: int = 0  # 0: none
+    time_ms: int = 0
+    type: int = 0
+    value_micro: int = 0
+    category: int = NO_CATEGORY
+    offset: int = 0
 
 
 @dataclass
 class OracleUser:
     sequence: list[tuple[int, int, int, int]] = field(default_factory=list)  # time, item, type, id
-    times: list[tuple[int, int]] = field(default_factory=list)  # every counted (time, type)
+    counted: list[Event] = field(default_factory=list)
+    sessions: list[list[int]] = field(default_factory=list)  # event times of each
+    dwell_ms: int = 0
+
+    @property
+    def last_ms(self) -> int:
+        return max((event.time_ms for event in self.counted), default=NEVER)
 
 
 class Oracle:
-    def __init__(self, length: int, window_ms: int) -> None:
-        self.length, self.window_ms = length, window_ms
+    """State, windows and counts after any number of events, in the order of their logs."""
+
+    def __init__(self, settings: StreamingSettings) -> None:
+        self.length, state = settings.sequence_length, settings.state
+        self.gap_ms = state.session_gap_s * 1000
+        self.ttl_ms = None if state.ttl_s is None else state.ttl_s * 1000
         self.users: dict[int, OracleUser] = {}
-        self.applied = self.duplicates = 0
+        self.erased_upto: dict[int, int] = {}
+        self.counts = dict.fromkeys(("applied", "duplicates", "erasures", "erased"), 0)
         self.context: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
         self.windows: dict[int, list[tuple[int, int, int, int]]] = {}
 
-    def apply(self, event: Event, window: int) -> None:
-        user, item, event_id, time_ms, kind, _ = event
-        row = self.users.setdefault(user, OracleUser())
-        if event_id and any(event_id == seen[3] for seen in row.sequence):
-            self.duplicates += 1
+    def apply(self, event: Event, window: int, clock_ms: int) -> None:
+        if event.type == FORGET:
+            self.forget(event)
             return
+        if event.time_ms <= self.erased_upto.get(event.user, NEVER):
+            self.counts["erased"] += 1
+            return
+        row = self.users.setdefault(event.user, OracleUser())
+        if event.event_id and any(event.event_id == seen[3] for seen in row.sequence):
+            self.counts["duplicates"] += 1
+            return
+        if self.ttl_ms is not None and row.counted and clock_ms - row.last_ms > self.ttl_ms:
+            row = self.users[event.user] = OracleUser()
         before = [(t, i, k) for t, i, k, _ in row.sequence if t < window]
-        self.context.setdefault((window, user), before)
-        self.windows.setdefault(window, []).append((user, time_ms, item, kind))
-        row.sequence = sorted([*row.sequence, (time_ms, item, kind, event_id)], key=lambda e: e[0])
-        row.sequence = row.sequence[-self.length :]
-        row.times.append((time_ms, kind))
-        self.applied += 1
+        self.context.setdefault((window, event.user), before)
+        self.windows.setdefault(window, []).append((event.user, event.time_ms, event.item, event.type))
+        if not row.counted or event.time_ms > row.last_ms + self.gap_ms:
+            row.sessions.append([event.time_ms])
+        else:
+            row.dwell_ms += max(0, event.time_ms - row.last_ms)
+            if event.time_ms >= row.sessions[-1][0]:
+                row.sessions[-1].append(event.time_ms)
+        row.sequence.append((event.time_ms, event.item, event.type, event.event_id))
+        row.sequence = sorted(row.sequence, key=lambda e: e[0])[-self.length :]
+        row.counted.append(event)
+        self.counts["applied"] += 1
+
+    def forget(self, event: Event) -> None:
+        self.users.pop(event.user, None)
+        self.erased_upto[event.user] = max(event.time_ms, self.erased_upto.get(event.user, NEVER))
+        self.windows = {w: [e for e in events if e[0] != event.user] for w, events in self.windows.items()}
+        self.context = {key: value for key, value in self.context.items() if key[1] != event.user}
+        self.counts["erasures"] += 1
 
     def window(self, start: int) -> dict[int, tuple[list[tuple[int, int, int]], int]]:
         """{user: (sequence as (time, item, type), target_from)} of one window."""
@@ -50,57 +93,66 @@ class Oracle:
         return out
 
 
-def decayed(user: OracleUser, half_life_ms: float, num_types: int) -> list[float]:
-    now = max(time for time, _ in user.times)
-    return [
-        sum(2.0 ** ((t - now) / half_life_ms) for t, k in user.times if k == kind)
-        for kind in range(num_types)
-    ]
+def check_row(row: Rows, expected: OracleUser, settings: StreamingSettings) -> None:
+    """One row equals the oracle's."""
+    start = settings.sequence_length - row["count"]
+    columns = (row["times"][start:], row["items"][start:], row["types"][start:], row["ids"][start:])
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected.sequence
+    assert (row["times"][:start] == NEVER).all()
+    assert (row["items"][:start] == 0).all()
+    events = expected.counted
+    assert row["total"] == len(events)
+    assert row["last_ms"] == expected.last_ms
+    assert row["first_ms"] == min(event.time_ms for event in events)
+    types = range(len(settings.event_types))
+    for half, half_life_s in enumerate(settings.state.half_lives_s):
+        weights = [2.0 ** ((e.time_ms - expected.last_ms) / (half_life_s * 1000)) for e in events]
+        counts = [sum(w for w, e in zip(weights, events, strict=True) if e.type == k) for k in types]
+        np.testing.assert_allclose(row["decayed"][half], counts, rtol=1e-9, atol=1e-12)
+    assert row["value_micro"].tolist() == [sum(e.value_micro for e in events if e.type == k) for k in types]
+    categories = range(len(settings.state.categories))
+    assert row["categories"].tolist() == [sum(e.category == c for e in events) for c in categories]
+    assert row["sessions"] == len(expected.sessions)
+    assert row["session_start_ms"] == expected.sessions[-1][0]
+    assert row["session_events"] == len(expected.sessions[-1])
+    assert row["dwell_ms"] == expected.dwell_ms
 
 
-def check_rows(oracle: Oracle, rows: Rows, half_life_ms: float) -> None:
-    """Every row equals the oracle's."""
-    assert {int(user) for user in rows["user"]} == {user for user, row in oracle.users.items() if row.times}
-    for row in rows:
-        expected = oracle.users[int(row["user"])]
-        start = oracle.length - row["count"]
-        columns = (row["times"][start:], row["items"][start:], row["types"][start:], row["ids"][start:])
-        assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected.sequence
-        assert (row["times"][:start] == NEVER).all()
-        assert (row["items"][:start] == 0).all()
-        assert row["total"] == len(expected.times)
-        assert row["last_ms"] == max(time for time, _ in expected.times)
-        assert row["first_ms"] == min(time for time, _ in expected.times)
-        counts = decayed(expected, half_life_ms, len(row["decayed"]))
-        np.testing.assert_allclose(row["decayed"], counts, rtol=1e-9, atol=1e-12)
-
-
-def make_batch(events: Iterable[Event], windows: Iterable[int], **overrides: object) -> ShardBatch:
-    """A batch of partition 0 whose records are `events`."""
-    events, windows = list(events), list(windows)
-    table = np.array(events, np.int64).reshape(-1, 6)
-    offsets = table[:, 5]
-    columns = EventColumns(
-        user=table[:, 0].astype(np.uint64),
-        item=table[:, 1].astype(np.uint64),
-        event_id=table[:, 2].astype(np.uint64),
-        time_ms=table[:, 3],
-        type=table[:, 4].astype(np.uint8),
+def columns_of(events: Sequence[Event], windows: Sequence[int], clocks: Sequence[int]) -> EventColumns:
+    """Events as the columns that a store is given."""
+    events = list(events)
+    offsets = np.array([event.offset for event in events], np.int64)
+    return EventColumns(
+        user=np.array([event.user for event in events], np.uint64),
+        item=np.array([event.item for event in events], np.uint64),
+        event_id=np.array([event.event_id for event in events], np.uint64),
+        time_ms=np.array([event.time_ms for event in events], np.int64),
+        type=np.array([event.type for event in events], np.uint8),
+        value_micro=np.array([event.value_micro for event in events], np.int64),
+        category=np.array([event.category for event in events], np.uint8),
         offset=offsets,
         ingested_ms=offsets * 10,
         window=np.array(windows, np.int64),
+        clock_ms=np.array(clocks, np.int64),
     )
+
+
+def make_batch(
+    events: Sequence[Event], windows: Sequence[int], clocks: Sequence[int] | None = None, **overrides: object
+) -> ShardBatch:
+    """A batch of partition 0 whose records are `events`."""
+    columns = columns_of(events, windows, [event.time_ms for event in events] if clocks is None else clocks)
     starts, reverse = np.unique(columns.window[::-1], return_index=True)
-    batch = {
+    batch: dict[str, object] = {
         "partition": 0,
-        "from_offset": int(offsets[0]) if len(offsets) else 0,
-        "upto_offset": int(offsets[-1]) if len(offsets) else -1,
-        "max_time_ms": int(table[:, 3].max()) if len(offsets) else NEVER,
+        "from_offset": int(columns.offset[0]) if len(columns) else 0,
+        "upto_offset": int(columns.offset[-1]) if len(columns) else -1,
+        "max_time_ms": int(columns.time_ms.max()) if len(columns) else NEVER,
         "idle": False,
-        "num_partitions": 1,
+        "partitions": (0,),
         "windows": starts,
-        "window_offsets": offsets[::-1][reverse],
+        "window_offsets": columns.offset[::-1][reverse],
         "dead_letters": np.empty(0, np.int64),
         "events": columns,
     }
-    return ShardBatch(**(batch | overrides))
+    return ShardBatch(**(batch | overrides))  # type: ignore[arg-type]

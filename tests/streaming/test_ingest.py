@@ -7,8 +7,8 @@ import uuid
 import pytest
 import ray
 
+from services.actors import Actors, kill_actors
 from services.settings import make_settings
-from services.supervisor import Actors, kill_actors
 from streaming.kafka import ensure_topics, make_consumer, make_producer, topic_partitions
 
 
@@ -22,7 +22,13 @@ def settings(broker, ray_session, tmp_path):
     }
     kafka["items_topic"] = f"{name}.items"
     windows = {"length_s": 1000, "idle_timeout_s": 1}
-    streaming = {"sources": [{"topic": name}], "max_past_s": 4e9, "logical_shards": 2, "map_size_gib": 0.1, "windows": windows}
+    streaming = {
+        "sources": [{"topic": name}],
+        "max_past_s": 4e9,
+        "logical_shards": 2,
+        "map_size_gib": 0.1,
+        "windows": windows,
+    }
     made = make_settings({"data_dir": tmp_path, "kafka": kafka, "streaming": streaming})
     ensure_topics(made.kafka, [name])
     return made
@@ -56,7 +62,9 @@ def test_bad_records_become_dead_letters_and_the_rest_is_applied(settings, actor
     good = {"user_id": "ann", "item_id": "a", "type": "view", "timestamp": 1000}
     for number in range(20):
         producer.send(
-            settings.streaming.events_topic, json.dumps(good | {"event_id": f"e{number}"}).encode(), key=b"ann"
+            settings.streaming.events_topic,
+            json.dumps(good | {"event_id": f"e{number}"}).encode(),
+            key=b"ann",
         )
     bad = [b"\xff\x00 not json", json.dumps(good | {"type": "zap"}).encode()]
     sent = [
@@ -81,7 +89,8 @@ def test_bad_records_become_dead_letters_and_the_rest_is_applied(settings, actor
     headers = [dict(letter.headers) for letter in letters]
     assert [h["headrace.offset"] for h in headers] == [str(f.get(1).offset).encode() for f in sent]
     assert all(
-        h["headrace.topic"] == settings.streaming.events_topic.encode() and h["trace"] == b"7" for h in headers
+        h["headrace.topic"] == settings.streaming.events_topic.encode() and h["trace"] == b"7"
+        for h in headers
     )
     assert b"expected a JSON object" in headers[0]["headrace.reason"]
     assert b"field type: expected one of" in headers[1]["headrace.reason"]

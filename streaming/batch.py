@@ -1,0 +1,88 @@
+"""What ingestors tell shards: a micro-batch of one partition, for one logical shard or for one actor."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from streaming.rows import NEVER, EventColumns, Int64
+
+_PARTITIONS = 1 << 16  # more than a topic may have
+
+
+def partition_code(source: int, partition: int) -> int:
+    """One number for a partition of the `source`-th topic; for the first topic it is the partition's own."""
+    return source * _PARTITIONS + partition
+
+
+def source_and_partition(code: int) -> tuple[int, int]:
+    """The inverse of `partition_code`."""
+    return divmod(code, _PARTITIONS)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a shard has applied a partition, as it is committed with the rows."""
+
+    applied: int
+    max_time_ms: int = NEVER  # newest event time up to there
+    dead_letters: int = 0
+    # Windows were closed up to `floor_ms` while this partition was idle or unknown; its records past `floor_from`
+    # count into none of those.
+    floor_ms: int = NEVER
+    floor_from: int = -1
+    generation: int = 0  # names the topic of the offsets: one deleted and made anew has another; 0: unknown
+
+    def is_of_another(self, generation: int) -> bool:
+        """Whether the topic that this position is of was deleted and made anew."""
+        return 0 not in (self.generation, generation) and self.generation != generation
+
+
+@dataclass(frozen=True)
+class ShardBatch:
+    """What one logical shard is told about one micro-batch of one partition, be it empty.
+
+    `windows` names every window that any event of the whole micro-batch counts into, and `window_offsets` the
+    last offset that does, so that all shards know the same windows; `dead_letters` are the
+    offsets this shard is to count.
+    """
+
+    partition: int  # code
+    from_offset: int
+    upto_offset: int  # inclusive; from_offset - 1 for a mere tick
+    max_time_ms: int  # newest event time of the partition up to `upto_offset`
+    idle: bool  # drained, and silent for longer than the time-out
+    partitions: tuple[int, ...]  # codes of all partitions that the watermark waits for
+    windows: Int64
+    window_offsets: Int64
+    dead_letters: Int64
+    events: EventColumns
+    after_loss: bool = False  # retention deleted the records before `from_offset` unread: the gap is real
+    generation: int = 0  # of the topic; another one than a position's: the topic was made anew
+
+    def with_events(self, events: EventColumns) -> "ShardBatch":
+        """The same batch with a part of its events."""
+        return replace(self, events=events)
+
+
+@dataclass(frozen=True)
+class ActorBatch:
+    """One micro-batch as one actor needs it: events are sorted by logical shard.
+
+    Those of `shards[i]` are `whole.events[bounds[i]:bounds[i + 1]]`. `epoch` is what the actor gave the ingestor
+    when that entered; another one is refused.
+    """
+
+    whole: ShardBatch
+    shards: tuple[int, ...]
+    bounds: Int64
+    epoch: int
+
+    def part(self, index: int, num_shards: int) -> ShardBatch:
+        """The batch of the `index`-th shard; dead letters go to the shard that counts this partition's."""
+        counts_here = self.shards[index] == self.whole.partition % num_shards
+        chosen = slice(int(self.bounds[index]), int(self.bounds[index + 1]))
+        return replace(
+            self.whole,
+            events=self.whole.events.take(chosen),
+            dead_letters=self.whole.dead_letters if counts_here else np.empty(0, np.int64),
+        )
