@@ -4,10 +4,16 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from services.commands import SettingsOption, fail
+from services.commands.dlq import app as dlq_app
+from services.commands.inspect import inspect
+from services.commands.restore import restore, snapshots
+from services.commands.scale import scale
 
 app = typer.Typer(
     name="headrace",
@@ -20,17 +26,16 @@ app = typer.Typer(
     "Then `headrace config --example > headrace.toml` and `headrace up` for your own Kafka.",
 )
 
-_errors = Console(stderr=True)
+app.add_typer(dlq_app, name="dlq")
+app.add_typer(snapshots, name="snapshots")
+app.command()(inspect)
+app.command()(restore)
+app.command()(scale)
 
 
 def main() -> None:
     """Entry point of the `headrace` command."""
     app()
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    _errors.print(f"[bold red]headrace:[/] {message}", highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
 
 
 @app.command()
@@ -78,7 +83,7 @@ def demo(
         with LiveView() as view, Demo(options, view) as running:
             figures = running.run()
     except (DatasetError, DemoError, ReplayError, SettingsError, StreamingError) as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     if figures is not None:
         _summary(figures)
     if duration is not None and figures is None:
@@ -87,9 +92,7 @@ def demo(
 
 @app.command()
 def up(
-    settings: Annotated[
-        Path | None, typer.Option(help="Settings file; default: headrace.toml here, if there is one.")
-    ] = None,
+    settings: SettingsOption = None,
 ) -> None:
     """Run Headrace against your own Kafka, on this machine, until Ctrl-C.
 
@@ -106,7 +109,7 @@ def up(
         _check_port(loaded.serving.port)
         run_until_stopped(loaded, Console())
     except (SettingsError, StreamingError, TimeoutError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -125,7 +128,7 @@ def config(
     try:
         loaded = load_settings(settings)
     except SettingsError as error:
-        _fail(str(error))
+        fail(str(error))
     sys.stdout.write(loaded.model_dump_json(indent=2) + "\n")
 
 
@@ -146,7 +149,7 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            _fail(f"port {port} is in use; stop what listens there or choose another (--port, serving.port)")
+            fail(f"port {port} is in use; stop what listens there or choose another (--port, serving.port)")
 
 
 def _summary(figures: dict[str, object]) -> None:

@@ -164,10 +164,11 @@ def _identifier(shape: PathShape, stems: Sequence[str]) -> float:
 def _event_id(shape: PathShape) -> float:
     if not shape.unique or not _mostly(shape, "text", "integer", at_least=1) or shape.times["ISO 8601"]:
         return 0.0
-    leaf = _split(shape.path.rpartition(".")[2], EVENTS)
-    named = bool(set(EVENTS).intersection(leaf))
-    if named and IDS.intersection(leaf):
-        return 10.0
+    *parents, leaf = [_split(step, EVENTS) for step in shape.path.split(".")]
+    if set(EVENTS).intersection(leaf) and IDS.intersection(leaf):
+        return 10.0 - 0.2 * len(parents)
+    if parents and set(EVENTS).intersection(parents[-1]) and IDS.issuperset(leaf):
+        return 9.0
     if shape.path.lower() in ("id", "uuid", "guid", "_id"):
         return 8.0
     return 0.0

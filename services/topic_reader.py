@@ -82,7 +82,7 @@ class TopicReader:
         )
         ranges: dict[int, tuple[int, int]] = {}
         for position, partition in enumerate(held):  # the shortest first: what it lacks the others give
-            share = count
+            share = -(-count // (len(held) - position))
             taken = min(share, self.ends[partition] - self.beginnings[partition])
             ranges[partition] = self.ends[partition] - taken, self.ends[partition]
             count -= taken

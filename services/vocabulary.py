@@ -20,7 +20,7 @@ ITEMS = _list(
     "item product sku article movie content video track song book asin isbn listing offer game film show episode "
     "story post recipe course podcast hotel place restaurant news merchandise object entity resource document ad"
 )
-EVENTS = _list("event message record log insert request hit tracking")
+EVENTS = _list("event message record log insert request hit tracking meta metadata header")
 IDS = frozenset(_list("id ids key code no number uuid guid hash pseudo ref"))
 NOT_IDS = frozenset(
     _list(

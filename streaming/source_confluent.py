@@ -40,6 +40,7 @@ class ConfluentSource:
         self._watch = Watch()
         self._last_error: KafkaError | None = None
         self._topics: dict[str | None, int] = {}
+        self._assigned: frozenset[Part] = frozenset()
         self._closed = False
         with self._told("make a consumer"):
             self._consumer = Consumer(self._configuration(), logger=log)
@@ -49,6 +50,7 @@ class ConfluentSource:
         parts = list(start)
         self._watch.start(start, self.beginnings(parts))
         self._topics = {topic: code for code, topic in enumerate(sorted({topic for topic, _ in parts}))}
+        self._assigned = frozenset(parts)
         with self._told("assign partitions"):
             self._consumer.assign([TopicPartition(*part, offset) for part, offset in start.items()])
 
@@ -160,6 +162,8 @@ class ConfluentSource:
 
     def _fetched_end(self, part: Part) -> int:
         """High watermark as the newest fetch told it; below zero if there was none."""
+        if part not in self._assigned:
+            return -1  # what an earlier assignment saw may be outdated
         known = self._consumer.get_watermark_offsets(TopicPartition(*part), cached=True)
         return int(known[1]) if known else -1
 

@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 _errors = Console(stderr=True)
 
@@ -19,5 +20,5 @@ SettingsOption = Annotated[
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """Print what went wrong and exit."""
-    _errors.print(f"[bold red]headrace:[/] {message}", highlight=False, soft_wrap=True)
+    _errors.print(f"[bold red]headrace:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)

@@ -13,7 +13,7 @@ undecoded (Bytewax pickles what it exchanges), one Python call per polled batch 
 less than half the CPU of the other.
 
 Started by the harness, once per process of the cluster:
-    python peer_bytewax.py STYLE BROKER TOPIC RECOVERY_DIR PROCESS_ID PROCESSES FIRST_PORT WITNESS RESULT
+    python peer_bytewax.py STYLE BROKER TOPIC RECOVERY_DIR PROCESS_ID ADDRESSES WITNESS RESULT
 """
 
 import json
@@ -120,11 +120,11 @@ def dataflow(style: str, broker: str, topic: str) -> Dataflow:
 
 
 if __name__ == "__main__":
-    style, broker, topic, recovery_dir, process_id, processes, port, WITNESS, result = sys.argv[1:]
-    addresses = [f"127.0.0.1:{int(port) + index}" for index in range(int(processes))]
+    style, broker, topic, recovery_dir, process_id, addresses, WITNESS, result = sys.argv[1:]
+    cluster = addresses.split(",")
     cluster_main(
         dataflow(style, broker, topic),
-        addresses if int(processes) > 1 else [],
+        cluster if len(cluster) > 1 else [],
         int(process_id),
         epoch_interval=timedelta(seconds=EPOCH_S),
         recovery_config=RecoveryConfig(recovery_dir),

@@ -5,9 +5,10 @@ a checkpoint every 5 s (the default) produces the changed rows to a changelog to
 them, commits the offsets and writes to RocksDB; that is Quix Streams' commit.
 
 Written in the project's recommended style (`Application`, `sdf.update(..., stateful=True)`) with its default
-guarantee, at least once. A process that has processed all that stands in its partitions forces a last checkpoint, and
-its clock stops when that is committed; it then waits for the others, so that leaving the consumer group disturbs
-nobody and is not counted. Where partitions end is given, because the embedded broker's answer to ListOffsets is too low.
+guarantee, at least once. A process that has processed all that stands in its partitions forces a last checkpoint,
+and its clock stops when that is committed; it then waits for the others, so that leaving the consumer group disturbs
+nobody and is not counted. Where partitions end is given, because the embedded broker's answer to ListOffsets is too
+low. Joining the group is not counted either: the clock starts with the first record.
 
 Started by the harness, once per process of the group:
     python peer_quix.py BROKER TOPIC STATE_DIR GROUP PARTITION_SIZES WITNESS RESULT [OTHER_RESULT ...]

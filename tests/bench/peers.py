@@ -2,7 +2,8 @@
 
 Each system gets an empty folder for its durable state on the same disk, and both cores. `events_per_s` is the number
 of records divided by the time from the first record polled by any of its processes to the last commit of any of
-them. A run whose counts or whose witness (the newest 50 events of the busiest user) are wrong is an error, not a result.
+them. A run whose counts or whose witness (the newest 50 events of the busiest user) are wrong is an error, not a
+result.
 """
 
 import json
@@ -108,10 +109,10 @@ def run_bytewax(stream: Stream, python: Path, style: str, processes: int, logs: 
         subprocess.run(
             [str(python), "-m", "bytewax.recovery", str(recovery), str(processes)], check=True, timeout=60
         )
-        port = free_port()
+        addresses = ",".join(f"127.0.0.1:{free_port()}" for _ in results)
+        script, before = str(HERE / "peer_bytewax.py"), (style, stream.broker, stream.topic, str(recovery))
         return [
-            [str(python), str(HERE / "peer_bytewax.py"), style, stream.broker, stream.topic, str(recovery)]
-            + [str(index), str(processes), str(port), stream.witness, str(result)]
+            [str(python), script, *before, str(index), addresses, stream.witness, str(result)]
             for index, result in enumerate(results)
         ]
 
@@ -123,11 +124,21 @@ def run_quix(stream: Stream, python: Path, processes: int, logs: Path) -> Run:
     group = f"bench-{time.time_ns()}"
 
     def commands(folder: Path, results: Sequence[Path]) -> list[list[str]]:
-        sizes = json.dumps(stream.sizes)
+        script, sizes = str(HERE / "peer_quix.py"), json.dumps(stream.sizes)
+        after = (group, sizes, stream.witness)
         return [
-            [str(python), "-W", "ignore", str(HERE / "peer_quix.py"), stream.broker, stream.topic]
-            + [str(folder / f"state-{index}"), group, sizes, stream.witness, str(result)]
-            + [str(other) for other in results]
+            [
+                str(python),
+                "-W",
+                "ignore",
+                script,
+                stream.broker,
+                stream.topic,
+                str(folder / f"state-{index}"),
+                *after,
+                str(result),
+                *map(str, results),
+            ]
             for index, result in enumerate(results)
         ]
 
@@ -143,13 +154,14 @@ def _run(
 ) -> Run:
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=logs))
     results = [folder / f"result-{index}.json" for index in range(processes)]
-    used = _children_cpu_s()
     try:
+        wanted = commands(folder, results)
+        used = _children_cpu_s()
         log = logs / f"{name}.log"
         with log.open("ab") as out:
             running = [
                 subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=folder)
-                for command in commands(folder, results)
+                for command in wanted
             ]
             _wait(name, running, log)
         found = [json.loads(result.read_text()) for result in results if result.exists()]
@@ -201,7 +213,9 @@ def _children_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run_module(module: str, spec: dict[str, Any], log: Path, timeout_s: float = RUN_TIMEOUT_S) -> dict[str, Any]:
+def run_module(
+    module: str, spec: dict[str, Any], log: Path, timeout_s: float = RUN_TIMEOUT_S
+) -> dict[str, Any]:
     """Run one of this package's Headrace measurements in a process of its own; returns what it wrote.
 
     Raises:

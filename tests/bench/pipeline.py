@@ -151,7 +151,9 @@ def quiet(below_percent: float = 20.0, timeout_s: float = 20.0) -> float:
     return load
 
 
-def wait_until(reached: Callable[[], bool], every_s: float, timeout_s: float, what: Callable[[], str]) -> float:
+def wait_until(
+    reached: Callable[[], bool], every_s: float, timeout_s: float, what: Callable[[], str]
+) -> float:
     """Ask every so often; returns the clock time of the first yes.
 
     Raises:

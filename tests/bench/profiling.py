@@ -36,9 +36,16 @@ class Profiler(AbstractContextManager["Profiler"]):
         return self
 
     def _spy(self, stem: Path, pid: int) -> subprocess.Popen[bytes]:
-        command = [Path(sys.executable).with_name("py-spy"), "record", "--pid", str(pid), "--format", "raw"]
+        command = [
+            str(Path(sys.executable).with_name("py-spy")),
+            "record",
+            "--pid",
+            str(pid),
+            "--format",
+            "raw",
+        ]
         options = ["--function", "--nonblocking", "--rate", str(RATE_HZ), "--duration", "3600"]
-        output = ["--output", stem.with_suffix(".raw")]
+        output = ["--output", str(stem.with_suffix(".raw"))]
         with stem.with_suffix(".log").open("wb") as log:
             return subprocess.Popen([*command, *options, *output], stdout=log, stderr=subprocess.STDOUT)
 
@@ -56,7 +63,12 @@ def place(stack: str) -> str:
     frames = stack.split(";")
     ours = next((frame for frame in reversed(frames) if any(part in frame for part in _OURS)), None)
     library = next(
-        (part for frame in reversed(frames) for part in _LIBRARIES if f"({part}" in frame or f"/{part}" in frame),
+        (
+            part
+            for frame in reversed(frames)
+            for part in _LIBRARIES
+            if f"({part}" in frame or f"/{part}" in frame
+        ),
         None,
     )
     inside = f" → {library.rstrip('/')}" if library else ""

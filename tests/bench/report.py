@@ -10,7 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
-HEADRACE = {"headrace_kafka_python": "Headrace, kafka-python", "headrace_confluent": "Headrace, confluent-kafka"}
+HEADRACE = {
+    "headrace_kafka_python": "Headrace, kafka-python",
+    "headrace_confluent": "Headrace, confluent-kafka",
+}
 PEERS = {"quixstreams": "Quix Streams", "bytewax": "Bytewax, tuned"}
 EXTRA = {"bytewax_documented": "Bytewax, as documented"}
 NAMES = HEADRACE | PEERS | EXTRA
@@ -53,7 +56,8 @@ def make_report(
         "ratio_kafka_python": ratio(speeds["headrace_kafka_python"], reference),
         "ratio_fast": ratio(speeds["headrace_confluent"], reference),
         "ratios": {
-            ours: {theirs: ratio(speeds[ours], speeds[theirs]) for theirs in PEERS | EXTRA} for ours in HEADRACE
+            ours: {theirs: ratio(speeds[ours], speeds[theirs]) for theirs in PEERS | EXTRA}
+            for ours in HEADRACE
         },
         "visible_ms": {"p50": None, "p99": None} | dict(visible_ms or {}),
         "rounds": [dict(entry) for entry in rounds],

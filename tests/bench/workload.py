@@ -67,7 +67,7 @@ class Workload:
 
     def partition_sizes(self, partitions: int) -> list[int]:
         """Records that each partition gets: a user's are all in one."""
-        return np.bincount(self.user % partitions, minlength=partitions).tolist()
+        return [int(size) for size in np.bincount(self.user % partitions, minlength=partitions)]
 
     def records(self, partitions: int) -> Iterator[tuple[int, bytes, bytes]]:
         """Partition, key and value of every record, in order."""

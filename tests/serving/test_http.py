@@ -14,7 +14,7 @@ from kafka import TopicPartition
 
 from serving.app import build_app
 from serving.engine import Recommender
-from serving.errors import UnavailableError
+from serving.errors import InvalidRequestError, UnavailableError
 from serving.ports import KafkaSink, ServePipeline
 from streaming.broker import free_port
 from streaming.config import FieldPaths, KafkaSettings, Source
@@ -29,6 +29,13 @@ class Running:
 
     async def status(self) -> dict[str, Any]:
         return {"lag": 7, "users": 3}
+
+    async def scale(self, shard_actors: int | None, ingestors: int | None) -> dict[str, int]:
+        if shard_actors is not None and shard_actors > 8:
+            raise InvalidRequestError(
+                "", f"shard_actors: expected 1 to 8 (the logical shards), got {shard_actors}"
+            )
+        return {"shard_actors": shard_actors or 1, "ingestors": ingestors or 1, "version": 3}
 
 
 class Silent:
@@ -270,11 +277,43 @@ def test_the_documentation_stands_alone(client):
     assert set(paths) == {
         "/v1/recommendations", "/v1/recommendations/{user_id}", "/v1/items/{item_id}/similar", "/v1/events",
         "/v1/users/{user_id}", "/v1/models", "/v1/models/{version}/promote", "/v1/stats", "/healthz", "/readyz",
-        "/metrics",
+        "/metrics", "/v1/pipeline/scale",
     }  # fmt: skip
     answer = paths["/v1/recommendations/{user_id}"]["get"]["responses"]
     assert answer["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Recommendations")
     assert "application/problem+json" in answer["422"]["content"]
+
+
+def test_scaling_needs_the_key_and_passes_on_why_a_number_cannot_be(trained):
+    recommender = trained.recommender(admin_api_key=KEY)
+    with serve(recommender, pipeline=Running()) as client:
+        problem(client.post("/v1/pipeline/scale", json={"shard_actors": 4}), 401)
+        client.headers["X-API-Key"] = KEY
+        answer = client.post("/v1/pipeline/scale", json={"shard_actors": 4})
+        assert (answer.status_code, answer.json()) == (202, {"shard_actors": 4, "ingestors": 1, "version": 3})
+        refused = client.post("/v1/pipeline/scale", json={"shard_actors": 9})
+        assert "expected 1 to 8" in problem(refused, 422)["detail"]
+        problem(client.post("/v1/pipeline/scale", json={"shard_actors": 0}), 422)
+    recommender.stop()
+
+
+def test_an_erased_user_is_gone_and_the_proof_is_shown(trained):
+    trained.happen({"user_id": "anna", "type": "$forget", "timestamp": 10 * 60_000}, offset=3)
+    recommender = trained.recommender()
+    with serve(recommender) as client:
+        gone = problem(client.get("/v1/users/anna"), 410)
+        [proof] = gone["erasures"]
+        assert (proof["offset"], proof["events"], proof["erased_upto"]) == (3, 3, "1970-01-01T00:10:00.000Z")
+        assert client.get("/v1/recommendations/anna").json()["state"]["known"] is False
+        problem(client.get("/v1/users/nobody"), 404)
+    recommender.stop()
+    trained.happen(event("anna", "i4", 11), offset=4)
+    recommender = trained.recommender()
+    with serve(recommender) as client:
+        back = client.get("/v1/users/anna").json()
+        assert (back["total"], len(back["erasures"])) == (1, 1)
+        problem(client.delete("/v1/users/anna"), 403)  # admin routes are off without a key
+    recommender.stop()
 
 
 # --- events, on the real broker --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streaming.batcher import Batcher, Cursor, Layout, ShardRoute
 from streaming.catalog import CatalogStore, Item
 from streaming.config import StreamingSettings, WindowSettings
 from streaming.events import EventDecoder
@@ -21,6 +22,7 @@ from streaming.state import open_store
 STREAMING = StreamingSettings(
     event_types=("view", "click", "rating"),
     sequence_length=8,
+    max_past_s=4e9,  # these worlds begin in 1970
     logical_shards=2,
     map_size_gib=0.05,
     windows=WindowSettings(length_s=100, lateness_s=0),
@@ -62,17 +64,15 @@ class Writers:
 
     def happen(self, *events: dict[str, Any], offset: int = 0) -> None:
         """Apply events to the state stores, as one batch of partition 0 that begins at `offset`."""
-        from streaming.ingestor import Batcher, Cursor, ShardRoute  # brings Ray in
-
         values = [json.dumps(e).encode() for e in events]
         decoded, rejected = EventDecoder(STREAMING).decode(values)
         assert not rejected
         shards = tuple(range(STREAMING.logical_shards))
-        batcher = Batcher(STREAMING, 1, [ShardRoute(None, shards)])
+        batcher = Batcher(STREAMING, (0,), Layout(0, (ShardRoute(None, shards),)), [0])
         offsets = np.arange(offset, offset + len(events))
         ingested_ms = np.full(len(events), 1_700_000_000_000)
         none = np.empty(0, np.int64)
-        [batch] = batcher.records(0, Cursor(offset), decoded, offsets, ingested_ms, none)
+        [batch] = batcher.records(Cursor(0, offset), decoded, offsets, ingested_ms, none)
         for shard in shards:
             with open_store(self.data_dir / "state", self.data_dir / "windows", shard, STREAMING) as store:
                 store.apply(batch.part(shard, len(shards)))

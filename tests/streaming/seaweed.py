@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-ACCESS_KEY, SECRET_KEY = "headrace-test", "known-to-all-tests"
+ACCESS_KEY, SECRET_KEY, BUCKET = "headrace-test", "known-to-all-tests", "bucket"
 _READY_TIMEOUT_S = 60.0
 
 
@@ -23,14 +23,19 @@ def weed() -> str | None:
 
 @contextmanager
 def s3_server(program: str, folder: Path) -> Iterator[str]:
-    """Run a server; yields its endpoint URL."""
-    identity = {
+    """Run a server that lets these keys read, write and list in the bucket `BUCKET`; yields its endpoint URL."""
+    user = {
         "name": "test",
         "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-        "actions": ["Admin", "Read", "Write", "List"],
+        "actions": [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")],
+    }
+    admin = {
+        "name": "admin",
+        "credentials": [{"accessKey": "admin", "secretKey": SECRET_KEY}],
+        "actions": ["Admin"],
     }
     config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [user, admin]}))
     master, master_grpc, volume, volume_grpc, filer, filer_grpc = _free_ports(6)
     s3 = _port_with_one_above()
     options = {
@@ -65,10 +70,20 @@ def s3_server(program: str, folder: Path) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
         try:
             _wait_for(s3, server, folder / "log")
-            yield f"http://127.0.0.1:{s3}"
+            endpoint = f"http://127.0.0.1:{s3}"
+            _make_bucket(endpoint)
+            yield endpoint
         finally:
             server.kill()  # a polite end takes it half a minute, and its data goes anyway
             server.wait(30)
+
+
+def _make_bucket(endpoint: str) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem(key="admin", secret=SECRET_KEY, endpoint_url=endpoint, skip_instance_cache=True).mkdir(
+        BUCKET
+    )
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:

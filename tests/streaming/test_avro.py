@@ -335,12 +335,11 @@ class Answer(BaseHTTPRequestHandler):
             expected = "Basic " + base64.b64encode(f"reader:{registry.password}".encode()).decode()
             if self.headers.get("Authorization") != expected:
                 return self.say(401, {"error_code": 401})
-        found = registry.answers.get(self.path)
-        return (
-            self.say(200, found)
-            if found
-            else self.say(404, {"error_code": 40403, "message": "Schema not found"})
-        )
+        if not self.path.startswith(("/schemas/", "/subjects/")):
+            return self.say(404, {"error_code": 404, "message": "HTTP 404 Not Found"})
+        if self.path not in registry.answers:
+            return self.say(404, {"error_code": 40403, "message": "Schema not found"})
+        return self.say(200, registry.answers[self.path])
 
     def say(self, status, body):
         data = json.dumps(body).encode()
@@ -445,9 +444,11 @@ def test_a_registry_that_is_silent_is_waited_for_only_so_long():
 
 
 def test_another_servers_not_found_is_not_an_unknown_schema(registry):
-    registry.answers["/apis/schemas/ids/7"] = {"hello": "world"}
-    with pytest.raises(BrokerError, match="HTTP 200, which is not what a registry answers"):
+    with pytest.raises(BrokerError, match="HTTP 404, which is not what a registry answers"):
         decoder(AvroSettings(registry_url=registry.url + "/apis")).decode([encode(header=wire(7))])
+    registry.answers["/schemas/ids/7"] = {"hello": "world"}
+    with pytest.raises(BrokerError, match="HTTP 200, which is not what a registry answers"):
+        decoder(AvroSettings(registry_url=registry.url)).decode([encode(header=wire(7))])
 
 
 @pytest.mark.parametrize("in_url", [False, True])

@@ -205,6 +205,16 @@ def test_no_text_takes_long_to_measure():
     assert decode(b'{"z": "' + b'\\"' * 500_000 + b"[" * 300 + b"}")[1][0].reason.startswith("not JSON")
 
 
+@pytest.mark.parametrize("text", ["yesterday", "0000-01-01T00:00:00Z", "2023-02-30T00:00:00Z"])
+def test_a_time_that_is_none_is_refused_however_wide_the_bounds_are(text):
+    values = [encode(timestamp=text), encode(timestamp="0001-01-01T00:00:00Z")]
+    events, rejected = decode(*values * 20, max_past_s=1e30)
+    assert events.time_ms.tolist() == [-62_135_596_800_000] * 20
+    assert {reject.reason for reject in rejected} == {
+        f"field timestamp: expected epoch milliseconds or an ISO 8601 time, got {text!r}"
+    }
+
+
 def test_an_empty_batch_is_no_events():
     events, rejected = decode()
     assert (len(events), rejected) == (0, [])
@@ -419,10 +429,18 @@ def test_clean_records_are_read_once(work):
     assert work == {"lines": 5_000, "singles": 0}
 
 
+def test_erasures_are_read_in_columns_too(work):
+    events, _ = decode(*many(50), *[encode(type="$forget", item_id=None)] * 50)
+    assert events.type.tolist() == [1] * 50 + [FORGET] * 50
+    assert work == {"lines": 100, "singles": 0}
+
+
 def test_a_stream_pays_for_its_own_form_once(work):
     decoding = decoder()
     lines = [encode(event_id=i, user_id=i, timestamp="2023-11-14T22:13:20+01:00") for i in range(3_000)]
     decoding.decode(lines)
+    assert work["lines"] <= 2 * 3_000
+    assert work["singles"] <= 4
     work.update(lines=0, singles=0)
     events, rejected = decoding.decode(lines)
     assert (len(events), rejected) == (3_000, [])

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from kafka import TopicPartition
 
 from serving.errors import InvalidRequestError, UnavailableError
 from serving.models import NewEvent
@@ -12,6 +13,7 @@ from serving.ports import KafkaSink
 from streaming.config import KafkaSettings, Source, StateSettings, StreamingSettings
 from streaming.events import FORGET, NO_CATEGORY, EventDecoder
 from streaming.hashing import hash_one
+from streaming.kafka import ensure_topics, make_consumer
 from streaming.shape import ShapeError
 
 NOW = 1_700_000_100_000
@@ -336,3 +338,34 @@ def test_nothing_is_published_to_an_avro_topic():
         UnavailableError, match="topic 'events' holds avro records, which the API does not write"
     ):
         asyncio.run(sink(Source(format="avro")).produce([event]))
+
+
+def test_events_and_erasures_arrive_as_meant_through_a_real_broker(broker):
+    kafka = KafkaSettings(bootstrap_servers=broker, partitions=1)
+    source = Source(topic="mapped", constants={"timestamp": "$record", "type": "view"})
+    ensure_topics(kafka, ["mapped"])
+    target = KafkaSink(kafka, source, timeout_s=15, clock_ms=lambda: NOW)
+    event = NewEvent(user_id="ann", item_id="i", type="view", timestamp=NOW - 60_000)
+    asyncio.run(target.produce([event]))
+    asyncio.run(target.forget("ann"))
+    target.close()
+
+    consumer = make_consumer(kafka)
+    consumer.assign([TopicPartition("mapped", 0)])
+    consumer.seek(TopicPartition("mapped", 0), 0)
+    records = []
+    for _ in range(100):
+        records += [record for batch in consumer.poll(timeout_ms=200).values() for record in batch]
+        if len(records) >= 2:
+            break
+    consumer.close()
+    decoder = EventDecoder(StreamingSettings(sources=(source,)), clock_ms=lambda: NOW)
+    events, rejected = decoder.decode(
+        [record.value for record in records],
+        [record.key for record in records],
+        np.array([record.timestamp for record in records]),
+    )
+    assert rejected == []
+    assert events.type.tolist() == [0, FORGET]
+    assert events.time_ms.tolist() == [NOW - 60_000, NOW]
+    assert set(events.user.tolist()) == {hash_one("ann")}

@@ -83,8 +83,8 @@ def sasl(pki, front, mechanism, **changes) -> KafkaSettings:
     return tls(pki, f"127.0.0.1:{front.port}", **values | changes)
 
 
-def goes_round(settings: KafkaSettings) -> None:
-    """A record can be produced and comes back."""
+def goes_round(settings: KafkaSettings) -> str:
+    """A record can be produced and comes back; the topic it went through."""
     topic = f"secured-{uuid.uuid4().hex}"
     settings = settings.model_copy(update={"items_topic": f"{topic}-i", "dead_letter_topic": f"{topic}-d"})
     ensure_topics(settings, [topic])
@@ -100,6 +100,7 @@ def goes_round(settings: KafkaSettings) -> None:
         assert seen == [b"hello"]
     finally:
         source.close()
+    return topic
 
 
 def complaint(settings: KafkaSettings) -> str:
@@ -137,8 +138,11 @@ def test_an_authority_that_did_not_sign_the_broker_is_told(pki, tls_broker):
 def test_a_certificate_for_another_host_is_told_unless_that_is_allowed(pki, client):
     cert, key = pki.authority.issue("elsewhere", host="kafka.example")
     with EmbeddedBroker(cert=cert, key=key) as running:
-        assert "ssl_check_hostname" in complaint(tls(pki, running.bootstrap_servers))
-        goes_round(tls(pki, running.bootstrap_servers, ssl_check_hostname=False, client=client))
+        settings = tls(pki, running.bootstrap_servers, client=client)
+        topic = goes_round(settings.model_copy(update={"ssl_check_hostname": False}))
+        assert "ssl_check_hostname" in complaint(settings)
+        with pytest.raises(BrokerError, match="ssl_check_hostname"):
+            make_source(settings, 10).ends([(topic, 0)])
 
 
 def test_a_missing_client_certificate_is_told(pki, mtls_broker):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import threading
 import uuid
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from fsspec.registry import _registry as registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,9 +34,6 @@ def s3_endpoint(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, s3_server(program, tmp_path_factory.mktemp("s3")) as endpoint:
         patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        import s3fs
-
-        s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True).mkdir("bucket")
         yield endpoint
 
 
@@ -137,26 +136,41 @@ def test_an_empty_store_has_nothing_and_restores_nothing(config, tmp_path):
     assert store.prune(3) == 0
 
 
-def test_an_interrupted_upload_is_no_snapshot_and_goes_after_an_hour(config, shard, monkeypatch, tmp_path):
+def half_an_upload(fs):
+    def put_half(local, remote):
+        data = Path(local).read_bytes()
+        fs.pipe_file(remote, data[: len(data) // 2])
+        cut_off()
+
+    return put_half
+
+
+def cut_off(*_arguments):
+    raise ConnectionError("cut off")
+
+
+@pytest.mark.parametrize("step", ["put_file", "pipe_file", "mv"])
+def test_an_interrupted_upload_is_no_snapshot_and_goes_after_an_hour(
+    step, config, shard, monkeypatch, tmp_path
+):
     store = SnapshotStore(config)
-    monkeypatch.setattr(type(store._remote.fs), "mv", _fail)
-    with pytest.raises(SnapshotError, match="could not save a snapshot of shard 3: ConnectionError: cut off"):
-        store.save(shard.env, 3, LAYOUT)
-    monkeypatch.undo()
-    if "s3" in store.url:
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    fs = store._remote.fs
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, step, half_an_upload(fs) if step == "put_file" else cut_off)
+        with pytest.raises(
+            SnapshotError, match="could not save a snapshot of shard 3: ConnectionError: cut off"
+        ):
+            store.save(shard.env, 3, LAYOUT)
     assert store.list(3) == []
     assert store.restore(3, tmp_path / "new") is None
     assert store.prune(3) == 0
+    data = f"{store._shard_path(3)}/{store._folders(3)[0][0]}/data.mdb.zst"
+    assert fs.exists(data)
     later = snapshots._now() + timedelta(hours=1, seconds=5)
     monkeypatch.setattr(snapshots, "_now", lambda: later)
     assert store.prune(3) == 1
-    assert store._remote.names(store._shard_path(3)) == []
-
-
-def _fail(*_arguments, **_options):
-    raise ConnectionError("cut off")
+    assert not fs.exists(data)
+    store.prune(3)  # an object store may show the empty folder for a while
 
 
 def flip_a_byte(data):
@@ -322,7 +336,8 @@ def test_a_url_that_cannot_be_used_is_refused_at_once(monkeypatch):
         SnapshotStore(SnapshotSettings())
     with pytest.raises(SnapshotError, match="Protocol not known: nosuch"):
         SnapshotStore(SnapshotSettings(url="nosuch://x"))
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(registry, "s3", raising=False)
     with pytest.raises(SnapshotError, match="install the extra 's3'"):
         SnapshotStore(SnapshotSettings(url="s3://bucket"))
 

@@ -133,8 +133,8 @@ def test_a_header_without_a_value_reads_as_empty(admin, broker, source):
 
 
 def test_every_partition_of_every_topic_comes_in_offset_order(admin, producer, source):
-    topics = [new_topic(admin, 3), new_topic(admin, 2)]
-    parts = [(topics[0], 0), (topics[0], 1), (topics[0], 2), (topics[1], 0), (topics[1], 1)]
+    several, one, other = new_topic(admin, 3), new_topic(admin), new_topic(admin)
+    parts = [(several, 0), (several, 1), (several, 2), (one, 0), (other, 0)]
     for number in range(400):
         for topic, partition in parts:
             producer.send(topic, f"{topic}/{partition}/{number}".encode(), partition=partition)
@@ -146,6 +146,16 @@ def test_every_partition_of_every_topic_comes_in_offset_order(admin, producer, s
         seen[part] += batch.offsets.tolist()
         assert batch.values == [f"{part[0]}/{part[1]}/{offset}".encode() for offset in batch.offsets]
     assert seen == {part: list(range(400)) for part in parts}
+
+
+def test_the_same_partition_of_two_topics_is_told_apart(admin, producer, source):
+    topics = [new_topic(admin), new_topic(admin)]
+    for topic in topics:
+        send(producer, topic, [topic.encode()] * 300)
+    for _ in range(5):  # whether records of both come in one poll is up to the broker
+        source.assign({(topic, 0): 0 for topic in topics})
+        for batch in read(source, 600):
+            assert set(batch.values) == {batch.topic.encode()}
 
 
 def test_a_poll_brings_at_most_max_records_and_that_many_of_a_backlog(admin, producer, settings):
@@ -253,6 +263,7 @@ def test_a_topic_that_vanishes_raises(admin, producer, source, settings, monkeyp
     read(source, 3)
     admin.delete_topics([topic])
     assert topic in str(read_until_error(source))
+    assert topic not in admin.list_topics(), "reading must not create what somebody deleted"
 
 
 def test_a_topic_that_was_made_anew_raises(admin, producer, source, settings, monkeypatch):
