@@ -3,10 +3,11 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -56,17 +57,20 @@ class Restore:
         """
         chosen = sorted(set(shards)) or range(self._streaming.logical_shards)
         self._check_numbers(chosen)
-        with ExitStack() as stack:
-            for shard in chosen:
-                self._check_empty(shard, stack, dry_run)
-            planned = [Restored(shard, self._newest(shard)) for shard in chosen]
-            self._check_layout(planned)
-            return planned if dry_run else [self._restore(shard) for shard in chosen]
+        for shard in chosen:
+            self._check_empty(shard)
+        planned = [Restored(shard, self._newest(shard)) for shard in chosen]
+        self._check_layout(planned)
+        return planned if dry_run else [self._restore(plan) for plan in planned]
 
-    def _restore(self, shard: int) -> Restored:
+    def _restore(self, plan: Restored) -> Restored:
+        if plan.info is None:
+            return plan
         started = time.perf_counter()
-        info = self._store.restore(shard, shard_path(self._state_dir, shard), self._before)
-        return Restored(shard, info, time.perf_counter() - started if info else None)
+        folder = shard_path(self._state_dir, plan.shard)
+        with _owned(folder):
+            info = self._store.restore(plan.shard, folder, self._before)
+        return Restored(plan.shard, info, time.perf_counter() - started)
 
     def _newest(self, shard: int) -> SnapshotInfo | None:
         return next(
@@ -84,11 +88,11 @@ class Restore:
         if unknown:
             raise SnapshotError(f"expected shards from 0 to {count - 1}, got {unknown}")
 
-    def _check_empty(self, shard: int, stack: ExitStack, dry_run: bool) -> None:
-        """Refuse a shard that has state; hold it until `stack` ends, so that no process starts to host it."""
+    def _check_empty(self, shard: int) -> None:
         folder = shard_path(self._state_dir, shard)
-        if not dry_run or (folder / "owner").exists():
-            stack.callback(os.close, own(folder))
+        if (folder / "owner").exists():
+            with _owned(folder):
+                pass
         if (folder / "data.mdb").exists():
             raise SnapshotError(
                 f"{folder} holds state already, and nothing was restored; move {self._state_dir} away, "
@@ -108,6 +112,16 @@ class Restore:
                     f"the snapshot of shard {shard} from {info.name} was taken with other settings "
                     f"(snapshot, here): {changed}; put those values into the settings, and nothing was restored"
                 )
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Hold a shard, so that no process hosts it meanwhile."""
+    descriptor = own(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def snapshots_of(store: SnapshotStore, shards: Sequence[int] = ()) -> list[SnapshotInfo]:

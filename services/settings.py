@@ -7,7 +7,7 @@ at start with its path, the bound and the value that was seen. Importing this lo
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -118,7 +118,9 @@ def _nearest(path: str) -> str:
     *parents, leaf = path.split(".")
     model: Any = Settings
     for parent in parents:
-        model = model.model_fields[parent].annotation
+        if not parent.isdecimal():  # an entry of a list: what stands in it was found with the list
+            model = model.model_fields[parent].annotation
+            model = get_args(model)[0] if get_origin(model) is tuple else model
     close = difflib.get_close_matches(leaf, model.model_fields, n=1, cutoff=0.5)
     known = ", ".join(model.model_fields)
     return f"; did you mean {'.'.join([*parents, close[0]])}?" if close else f"; known here: {known}"
@@ -135,19 +137,29 @@ def to_toml(settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(section: Any, path: list[str], lines: list[str]) -> None:
+def _section(section: Any, path: list[str], lines: list[str], *, of_list: bool = False) -> None:
     fields = type(section).model_fields
-    plain = [name for name in fields if not hasattr(getattr(section, name), "model_fields")]
+    plain = [name for name in fields if not _sections(getattr(section, name))]
     if path:
         doc = (type(section).__doc__ or "").strip().splitlines()[0]
-        lines += ["", f"[{'.'.join(path)}]", f"# {doc}"]
+        title = ".".join(path)
+        lines += ["", f"[[{title}]]" if of_list else f"[{title}]", f"# {doc}"]
     for name in plain:
         if fields[name].description:
             lines.append(f"# {fields[name].description}")
         lines.append(f"# {name} = {_toml_value(getattr(section, name))}")
     for name in fields:
         if name not in plain:
-            _section(getattr(section, name), [*path, name], lines)
+            value = getattr(section, name)
+            for entry in _sections(value):
+                _section(entry, [*path, name], lines, of_list=isinstance(value, tuple))
+
+
+def _sections(value: Any) -> tuple[Any, ...]:
+    """The sections that a setting consists of: one, several, or none where it is a plain value."""
+    if isinstance(value, tuple):
+        return value if value and hasattr(value[0], "model_fields") else ()
+    return (value,) if hasattr(value, "model_fields") else ()
 
 
 def _toml_value(value: Any) -> str:
@@ -157,6 +169,8 @@ def _toml_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value)
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

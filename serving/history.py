@@ -28,9 +28,9 @@ EMPTY = History(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.ui
 
 def from_row(row: np.void) -> History:
     """Take the valid part of a state row (right-aligned, see `streaming.rows.row_dtype`)."""
-    items = row["items"]
-    valid = slice(len(items) - int(row["count"]), None)
-    return History(items[valid], row["times"][valid], row["types"][valid])
+    events = row["events"]
+    valid = events[len(events) - int(row["count"]) :]
+    return History(valid["item"].copy(), valid["time"].copy(), valid["type"].copy())
 
 
 def merged(

@@ -1,7 +1,7 @@
 """Avro records to columns, with fastavro (https://fastavro.readthedocs.io).
 
 Each Kafka record is a body of its own, so they are decoded one by one, in C; from there on they are columns again:
-some 150,000 events per second and core. Logical types come as Python's: timestamps, UUIDs and decimals
+some 100,000 events per second and core. Logical types come as Python's: timestamps, UUIDs and decimals
 are understood where a field may be one.
 
 A hostile body can crash or stall a decoder through two features of a schema, so schemas that have them are refused:

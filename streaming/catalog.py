@@ -213,9 +213,9 @@ class CatalogReader:
             if env is None:
                 return None
             try:
-                items, vectors, meta = (
-                    env.open_db(name, create=False) for name in (b"items", b"vectors", b"meta")
-                )
+                with env.begin() as txn:
+                    names = (b"items", b"vectors", b"meta")
+                    items, vectors, meta = (env.open_db(name, txn, create=False) for name in names)
             except lmdb.Error:
                 environment.close(env)
                 return None  # the writer is still creating it

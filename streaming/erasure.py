@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from streaming.hashing import UInt64
 from streaming.rows import Int64
-from streaming.windows import replace_file
+from streaming.windows import BUFFERED, Contexts, replace_file
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,23 @@ def proofs(stored: bytes | None) -> list[Proof]:
     return [Proof(**proof) for proof in json.loads(stored or b"[]")]
 
 
-def without_users(packed: bytes, dtype: np.dtype[np.void], users: UInt64) -> tuple[bytes, Int64]:
-    """Take users out of a buffer.
+def without_users(packed: bytes, users: UInt64) -> tuple[bytes, Int64]:
+    """Take users out of a buffer of events.
 
     Returns:
-        What is left of it, and how many records of each of `users` it held (U,).
+        What is left of it, and how many events of each of `users` it held (U,).
     """
-    records = np.frombuffer(packed, dtype)
+    records = np.frombuffer(packed, BUFFERED)
     gone = np.isin(records["user"], users)
     held = (records["user"][gone][:, None] == users).sum(axis=0).astype(np.int64)
     return records[~gone].tobytes(), held
+
+
+def without_contexts(packed: bytes, users: UInt64) -> bytes:
+    """Take users out of a buffer of contexts."""
+    contexts = Contexts.unpack(packed)
+    gone = np.isin(contexts.user, users)
+    return contexts.take(~gone).pack() if gone.any() else packed
 
 
 def erase_from_files(windows_dir: Path, shard: int, users: UInt64) -> dict[int, list[str]]:

@@ -39,10 +39,8 @@ def stable_hash(values: Sequence[str] | pa.Array | pa.ChunkedArray) -> UInt64:
     if len(column) == 0:
         return np.empty(0, np.uint64)
     encoded = pc.dictionary_encode(column)
-    distinct = np.fromiter(
-        (hash_one(value) for value in encoded.dictionary.to_pylist()),
-        np.uint64,
-        count=len(encoded.dictionary),
-    )
+    names = encoded.dictionary.cast(pa.binary()).to_pylist()
+    distinct = np.array([xxh3_64_intdigest(name) for name in names], np.uint64)
+    distinct[distinct == 0] = 1
     hashes: UInt64 = distinct[encoded.indices.to_numpy(zero_copy_only=False)]
     return hashes

@@ -17,7 +17,7 @@ from streaming.config import StreamingSettings
 from streaming.erasure import Proof, proofs
 from streaming.hashing import hash_one
 from streaming.layout import shard_path, stored_positions
-from streaming.rows import NEVER, Rows, blank_rows, row_dtype
+from streaming.rows import NEVER, Rows, blank_rows, row_dtype, unpack_rows
 
 if TYPE_CHECKING:
     from lmdb import _Database as Database
@@ -46,10 +46,10 @@ class StateReader:
             if shard is None:
                 continue
             env, db = shard
-            with env.begin(db, buffers=True) as txn:
+            with env.begin(db) as txn:
                 value = txn.get(int(user).to_bytes(8, "big"))
                 if value is not None:
-                    rows[position] = np.frombuffer(value, self._dtype)[0]
+                    rows[position] = unpack_rows([value], self._dtype)[0]
         return rows
 
     def newest_ms(self) -> int | None:
@@ -58,8 +58,8 @@ class StateReader:
         if shard is None:
             return None
         env = shard[0]
-        meta = env.open_db(b"meta", create=False)
         with env.begin() as txn:
+            meta = env.open_db(b"meta", txn, create=False)
             newest = max((p.max_time_ms for p in stored_positions(txn, meta).values()), default=NEVER)
         return None if newest == NEVER else newest
 
@@ -70,9 +70,9 @@ class StateReader:
         if shard is None:
             return []
         env = shard[0]
-        db = env.open_db(b"proofs", create=False)
-        with env.begin(db) as txn:
-            return proofs(txn.get(user.to_bytes(8, "big")))
+        with env.begin() as txn:
+            db = env.open_db(b"proofs", txn, create=False)
+            return proofs(txn.get(user.to_bytes(8, "big"), db=db))
 
     def _shard(self, shard: int) -> tuple[lmdb.Environment, "Database"] | None:
         opened = self._open.get(shard)
@@ -85,7 +85,9 @@ class StateReader:
             if env is None:
                 return None
             try:
-                db = env.open_db(b"rows", create=False)
+                with env.begin() as txn:
+                    # without a transaction py-lmdb begins a writing one, and may wait for a writer for ever
+                    db = env.open_db(b"rows", txn, create=False)
             except lmdb.Error:
                 environment.close(env)
                 return None  # the writer is still creating it

@@ -40,31 +40,26 @@ import numpy as np
 from streaming import environment
 from streaming.batch import Position, ShardBatch
 from streaming.config import StreamingSettings
-from streaming.erasure import Proof, erase_from_files, without_users
+from streaming.erasure import Proof, erase_from_files, without_contexts, without_users
 from streaming.errors import GapError, StoreError
 from streaming.hashing import UInt64
 from streaming.layout import own, prefixed, put_position, shard_path, store_layout, stored_positions
 from streaming.rows import (
-    DUPLICATE,
-    ERASED,
-    ERASURE,
-    KEPT,
     NEVER,
     Bools,
     EventColumns,
     Int64,
     Rows,
-    Rules,
-    Touched,
     blank_rows,
+    pack_rows,
     row_dtype,
-    update_rows,
+    unpack_rows,
 )
+from streaming.update import DUPLICATE, ERASED, ERASURE, KEPT, Rules, Touched, update_rows
 from streaming.windows import (
     BUFFERED,
+    Contexts,
     assemble,
-    context_dtype,
-    pack_contexts,
     pack_events,
     user_trust,
     window_of,
@@ -252,7 +247,7 @@ class ShardStore:
         self._store(txn, users, rows)
         for window, before in done.contexts:
             if len(before):
-                self._buffer(txn, window, b"c", pack_contexts(before).tobytes(), counts)
+                self._buffer(txn, window, b"c", Contexts.of(before).pack(), counts)
         part = events.take(buffered)
         for window in np.unique(part.window):
             packed = pack_events(part.take(part.window == window)).tobytes()
@@ -290,12 +285,12 @@ class ShardStore:
         before = self._load(txn, gone)["total"]
         buffered = np.zeros(len(gone), np.int64)
         for start in sorted(self._windows):
-            for kind, dtype in ((b"e", BUFFERED), (b"c", context_dtype(self._settings.sequence_length))):
-                for key, value in list(prefixed(txn, self._buffers, _window_key(start) + kind)):
-                    left, held = without_users(value, dtype, gone)
-                    if held.any():
-                        txn.put(key, left, db=self._buffers)
-                        buffered += held if kind == b"e" else 0
+            for key, value in list(prefixed(txn, self._buffers, _window_key(start) + b"e")):
+                left, held = without_users(value, gone)
+                txn.put(key, left, db=self._buffers)
+                buffered += held
+            for key, value in list(prefixed(txn, self._buffers, _window_key(start) + b"c")):
+                txn.put(key, without_contexts(value, gone), db=self._buffers)
         rewritten = erase_from_files(self._windows_dir, self.shard, gone)
         for place, row in enumerate(erasures.tolist()):
             record = done.erased[row]
@@ -319,8 +314,7 @@ class ShardStore:
             for key in _keys(users[empty]):
                 txn.delete(key, db=self._rows)
             users, rows = users[~empty], rows[~empty]
-        values = rows.view(f"V{self._dtype.itemsize}").tolist()  # one bytes object each, made in C
-        txn.cursor(db=self._rows).putmulti(zip(_keys(users), values, strict=True))
+        txn.cursor(db=self._rows).putmulti(zip(_keys(users), pack_rows(rows), strict=True))
 
     def _buffer(
         self, txn: Transaction, window: int, kind: bytes, data: bytes, counts: dict[str, int]
@@ -332,9 +326,9 @@ class ShardStore:
         """Rows of users, which are sorted; blank ones for those not stored."""
         keys = _keys(users)
         found = txn.cursor(db=self._rows).getmulti(keys)
-        stored = np.frombuffer(b"".join([value for _, value in found]), self._dtype)
+        stored = unpack_rows([value for _, value in found], self._dtype)
         if len(found) == len(users):
-            return stored.copy()
+            return stored
         rows = np.empty(len(users), self._dtype)
         known = np.searchsorted(users, stored["user"])
         fresh = np.ones(len(users), bool)
@@ -363,7 +357,7 @@ class ShardStore:
         self._scanned_upto = pairs.pop()[0] if beyond else b""
         if not pairs:
             return 0
-        rows = np.frombuffer(b"".join(value for _, value in pairs), self._dtype)
+        rows = unpack_rows([value for _, value in pairs], self._dtype)
         clock = np.full(len(rows), NEVER)
         for partition, position in self._positions.items():
             if position.max_time_ms != NEVER:
@@ -414,12 +408,8 @@ class ShardStore:
                 )
         with self._env.begin(write=True) as txn:
             events = b"".join(value for _, value in prefixed(txn, self._buffers, prefix + b"e"))
-            contexts = b"".join(value for _, value in prefixed(txn, self._buffers, prefix + b"c"))
-            table = assemble(
-                start,
-                np.frombuffer(events, BUFFERED),
-                np.frombuffer(contexts, context_dtype(self._settings.sequence_length)),
-            )
+            contexts = Contexts.joined([value for _, value in prefixed(txn, self._buffers, prefix + b"c")])
+            table = assemble(start, np.frombuffer(events, BUFFERED), contexts)
             users = table["user"].to_numpy()
             if len(users):
                 table = with_trust(table, user_trust(self._load(txn, users), users))
@@ -439,8 +429,7 @@ class ShardStore:
     def rows(self) -> Rows:
         """All rows, in order of user hash."""
         with self._env.begin() as txn:
-            data = b"".join(value for _, value in txn.cursor(db=self._rows))
-        return np.frombuffer(data, self._dtype).copy()
+            return unpack_rows([value for _, value in txn.cursor(db=self._rows)], self._dtype)
 
     def stats(self) -> ShardStats:
         """Exact counts since the store was created."""

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streaming.hashing import UInt64
-from streaming.rows import EventColumns, Rows
+from streaming.rows import EVENT, EventColumns, Rows
 
 SCHEMA = pa.schema(
     [
@@ -39,19 +39,6 @@ SCHEMA = pa.schema(
 BUFFERED = np.dtype([("user", np.uint64), ("item", np.uint64), ("time", np.int64), ("type", np.uint8)])
 
 
-def context_dtype(length: int) -> np.dtype[np.void]:
-    """Layout of a saved context: a user's sequence before the first event of a window."""
-    return np.dtype(
-        [
-            ("user", np.uint64),
-            ("count", np.int32),
-            ("items", np.uint64, (length,)),
-            ("times", np.int64, (length,)),
-            ("types", np.uint8, (length,)),
-        ]
-    )
-
-
 def pack_events(events: EventColumns) -> npt.NDArray[np.void]:
     """Events as they are buffered until their window closes."""
     packed = np.empty(len(events), BUFFERED)
@@ -60,12 +47,55 @@ def pack_events(events: EventColumns) -> npt.NDArray[np.void]:
     return packed
 
 
-def pack_contexts(rows: Rows) -> npt.NDArray[np.void]:
-    """The part of state rows that a window needs to remember."""
-    packed = np.empty(len(rows), context_dtype(rows["items"].shape[1]))
-    for name in ("user", "count", "items", "times", "types"):
-        packed[name] = rows[name]
-    return packed
+@dataclass(frozen=True)
+class Contexts:
+    """What users had done before their first event in a window, as flat lists."""
+
+    user: UInt64  # (U,)
+    count: npt.NDArray[np.int32]  # (U,) events of each
+    events: npt.NDArray[np.void]  # all of them, in sequence order, `EVENT`
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Contexts":
+        """The contexts that state rows are."""
+        length = rows["events"].shape[1]
+        valid = np.arange(length) >= length - rows["count"][:, None]
+        return cls(rows["user"].copy(), rows["count"].copy(), rows["events"][valid])
+
+    def pack(self) -> bytes:
+        """As they are buffered."""
+        head = np.uint64(len(self.user)).tobytes()
+        return b"".join((head, self.user.tobytes(), self.count.tobytes(), self.events.tobytes()))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Contexts":
+        """The inverse of `pack`."""
+        users = int(np.frombuffer(packed, np.uint64, 1)[0])
+        counts_at, events_at = 8 + 8 * users, 8 + 12 * users
+        return cls(
+            np.frombuffer(packed, np.uint64, users, 8),
+            np.frombuffer(packed, np.int32, users, counts_at),
+            np.frombuffer(packed, EVENT, offset=events_at),
+        )
+
+    @classmethod
+    def joined(cls, packed: Sequence[bytes]) -> "Contexts":
+        """Several buffers as one, in order."""
+        parts = [cls.unpack(one) for one in packed] or [cls.none()]
+        return cls(
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("user", "count", "events"))
+        )
+
+    @classmethod
+    def none(cls) -> "Contexts":
+        """Contexts of nobody."""
+        return cls(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, EVENT))
+
+    def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Contexts":
+        """Those of some users, by mask or positions."""
+        mask = np.zeros(len(self.user), bool)
+        mask[chosen] = True
+        return Contexts(self.user[mask], self.count[mask], self.events[np.repeat(mask, self.count)])
 
 
 def window_of(time_ms: npt.NDArray[np.int64], length_ms: int) -> npt.NDArray[np.int64]:
@@ -74,7 +104,7 @@ def window_of(time_ms: npt.NDArray[np.int64], length_ms: int) -> npt.NDArray[np.
     return starts
 
 
-def assemble(start_ms: int, events: npt.NDArray[np.void], contexts: npt.NDArray[np.void]) -> pa.Table:
+def assemble(start_ms: int, events: npt.NDArray[np.void], contexts: Contexts) -> pa.Table:
     """Put the buffer of one window and one shard together.
 
     Args:
@@ -86,18 +116,17 @@ def assemble(start_ms: int, events: npt.NDArray[np.void], contexts: npt.NDArray[
         A table of `SCHEMA` sorted by user, without the trust column filled in (1.0).
     """
     users = np.unique(events["user"])
-    known, first = np.unique(contexts["user"], return_index=True)
-    context = contexts[first[np.isin(known, users)]]
-    length = context["items"].shape[1]
-    valid = np.arange(length) >= length - context["count"][:, None]
-    valid &= context["times"] < start_ms
-    old_user = np.repeat(context["user"], valid.sum(axis=1))
+    known, first = np.unique(contexts.user, return_index=True)
+    context = contexts.take(first[np.isin(known, users)])
+    before = context.events["time"] < start_ms
+    old = context.events[before]
+    old_user = np.repeat(context.user, context.count)[before]
 
     user = np.concatenate([old_user, events["user"]])
     is_new = np.concatenate([np.zeros(len(old_user), bool), np.ones(len(events), bool)])
-    time = np.concatenate([context["times"][valid], events["time"]])
-    item = np.concatenate([context["items"][valid], events["item"]])
-    kind = np.concatenate([context["types"][valid], events["type"]])
+    time = np.concatenate([old["time"], events["time"]])
+    item = np.concatenate([old["item"], events["item"]])
+    kind = np.concatenate([old["type"], events["type"]])
     order = np.lexsort((np.arange(len(user)), time, is_new, user))
     offsets = np.searchsorted(user[order], users)
     bounds = np.append(offsets, len(user)).astype(np.int32)

@@ -116,7 +116,7 @@ def check(spec: Spec, totals: Mapping[str, int], state_dir: Path, streaming: Any
     assert seen == expected, f"expected {expected}, counted {seen}"
     reader = StateReader(state_dir, streaming)
     try:
-        ids = reader.read([spec.witness])["ids"][0]
+        ids = reader.read([spec.witness])["events"]["id"][0]
     finally:
         reader.close()
     newest = np.array([hash_one(event_id) for event_id in spec.newest], np.uint64)

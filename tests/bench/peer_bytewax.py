@@ -65,7 +65,8 @@ def append(events: dict[str, Any], event: dict[str, Any]) -> None:
 
 def decode(message: Any) -> dict[str, Any]:
     polled(1)
-    return orjson.loads(message.value)
+    event: dict[str, Any] = orjson.loads(message.value)
+    return event
 
 
 def last50(events: dict[str, Any] | None, event: dict[str, Any]) -> tuple[dict[str, Any], None]:

@@ -125,20 +125,10 @@ def run_quix(stream: Stream, python: Path, processes: int, logs: Path) -> Run:
 
     def commands(folder: Path, results: Sequence[Path]) -> list[list[str]]:
         script, sizes = str(HERE / "peer_quix.py"), json.dumps(stream.sizes)
+        before = (str(python), "-W", "ignore", script, stream.broker, stream.topic)
         after = (group, sizes, stream.witness)
         return [
-            [
-                str(python),
-                "-W",
-                "ignore",
-                script,
-                stream.broker,
-                stream.topic,
-                str(folder / f"state-{index}"),
-                *after,
-                str(result),
-                *map(str, results),
-            ]
+            [*before, str(folder / f"state-{index}"), *after, str(result), *map(str, results)]
             for index, result in enumerate(results)
         ]
 

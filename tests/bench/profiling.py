@@ -4,6 +4,7 @@ Profiles are written in py-spy's raw format (`frame;frame;frame count`, one line
 flamegraph.pl read. A sampled process runs a little slower, so a profiled run is not a measured one.
 """
 
+import re
 import signal
 import subprocess
 import sys
@@ -61,20 +62,12 @@ class Profiler(AbstractContextManager["Profiler"]):
 def place(stack: str) -> str:
     """Whom a stack's time belongs to: our innermost function in it, and the library it calls there."""
     frames = stack.split(";")
-    ours = next((frame for frame in reversed(frames) if any(part in frame for part in _OURS)), None)
-    library = next(
-        (
-            part
-            for frame in reversed(frames)
-            for part in _LIBRARIES
-            if f"({part}" in frame or f"/{part}" in frame
-        ),
-        None,
-    )
-    inside = f" → {library.rstrip('/')}" if library else ""
-    if ours is None:
+    ours = max((at for at, frame in enumerate(frames) if any(part in frame for part in _OURS)), default=-1)
+    called = [part for frame in frames[ours + 1 :] for part in _LIBRARIES if re.search(rf"[(/]{part}", frame)]
+    inside = f" → {called[-1].rstrip('/')}" if called else ""
+    if ours < 0:
         return f"outside{inside}"
-    name, _, file = ours.partition(" (")
+    name, _, file = frames[ours].partition(" (")
     return f"{file.split(':')[0].rstrip(')')} {name}{inside}"
 
 

@@ -96,7 +96,7 @@ def test_the_slope_leaves_out_the_first_fifth():
 def test_time_belongs_to_our_innermost_function_and_the_library_it_calls():
     raw = (
         "run (streaming/ingestor.py:1);poll (streaming/source.py:9);poll (kafka/consumer/group.py:700) 30\n"
-        "run (streaming/ingestor.py:1);decode (streaming/events.py:5) 60\n"
+        "main_loop (ray/_private/worker.py:900);run (streaming/ingestor.py:1);decode (streaming/events.py:5) 60\n"
         "main_loop (ray/_private/worker.py:900) 10\n"
     )
     assert shares(raw) == [

@@ -159,6 +159,11 @@ def test_what_cannot_be_done_is_said(options, message, headrace):
     assert message in " ".join(output.split())
 
 
+def test_without_snapshots_nothing_is_made(headrace, tmp_path):
+    assert headrace("restore")[0] == 1
+    assert not (tmp_path / "node").exists()
+
+
 def test_the_list_shows_every_snapshot_newest_first(headrace, settings, store, tmp_path):
     for upto in (4, 9):
         take(settings, store, tmp_path, 0, upto)

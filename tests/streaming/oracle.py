@@ -7,7 +7,7 @@ import numpy as np
 
 from streaming.batch import ShardBatch
 from streaming.config import StreamingSettings
-from streaming.rows import FORGET, NEVER, NO_CATEGORY, EventColumns, Rows
+from streaming.rows import BLANK_EVENT, FORGET, NEVER, NO_CATEGORY, EventColumns, Rows
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,9 @@ class Oracle:
 def check_row(row: Rows, expected: OracleUser, settings: StreamingSettings) -> None:
     """One row equals the oracle's."""
     start = settings.sequence_length - row["count"]
-    columns = (row["times"][start:], row["items"][start:], row["types"][start:], row["ids"][start:])
-    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected.sequence
-    assert (row["times"][:start] == NEVER).all()
-    assert (row["items"][:start] == 0).all()
+    columns = (row["events"][name][start:].tolist() for name in ("time", "item", "type", "id"))
+    assert list(zip(*columns, strict=True)) == expected.sequence
+    assert (row["events"][:start] == BLANK_EVENT).all()
     events = expected.counted
     assert row["total"] == len(events)
     assert row["last_ms"] == expected.last_ms

@@ -366,9 +366,9 @@ def outcomes(events, rejected):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(records, max_size=40))
-@example(
-    [b'{"user": {"id": {"x": 1}', b'{"a": 1}}', b"{}{}"]
-)  # as many objects as lines, but not one in each
+# as many objects as lines, but not one in each
+@example([b'{"user": ', b'{"id": "u"}, "item_id": "i", "type": "view", "timestamp": %d}' % NOW, b"{}{}"])
+@example([b'{"user": {"id": {"x": 1}', b'{"a": 1}}', b"{}{}"])
 @example([b"{}\0junk}"])
 def test_whatever_comes_each_record_fares_as_it_would_alone(batch):
     good = [
