@@ -7,6 +7,7 @@ from serving.config import ServingSettings
 from serving.errors import InvalidRequestError
 from serving.models import NewEvent, RecommendationRequest
 from streaming.config import StreamingSettings
+from streaming.mapping import MAX_VALUE
 
 
 class Limits:
@@ -43,22 +44,34 @@ class Limits:
     def check_events(self, events: Sequence[NewEvent]) -> None:
         """Hold events against what the ingestor will accept, so that none ends as a dead letter."""
         _count(events, self._serving.events_max, "serving.events_max", "/events")
-        ahead_s = self._streaming.max_future_s
-        latest_ms = (time.time() + ahead_s) * 1000
         for position, event in enumerate(events):
             place = f"/events/{position}"
             self._check_type(event.type, f"{place}/type")
-            if event.timestamp is not None and event.timestamp > latest_ms:
+            if event.timestamp is not None:
+                self._check_time(event.timestamp, f"{place}/timestamp")
+            if event.value is not None and abs(event.value) > MAX_VALUE:
                 raise InvalidRequestError(
-                    f"{place}/timestamp",
-                    f"expected at most {ahead_s:g} s ahead of now (setting streaming.max_future_s), "
-                    f"got {event.timestamp}",
+                    f"{place}/value", f"expected at most {MAX_VALUE:g} either way, got {event.value}"
                 )
             for name in ("user_id", "item_id", "event_id"):
                 value = getattr(event, name)
                 if value is not None:
                     limit = self._streaming.max_id_length
                     _length(value, limit, "streaming.max_id_length", f"{place}/{name}")
+                    if "\0" in value:
+                        raise InvalidRequestError(f"{place}/{name}", "holds a NUL character; expected text")
+
+    def _check_time(self, time_ms: int, pointer: str) -> None:
+        ahead_s, behind_s = self._streaming.max_future_s, self._streaming.max_past_s
+        if time_ms > (time.time() + ahead_s) * 1000:
+            expected = f"at most {ahead_s:g} s ahead of now (setting streaming.max_future_s)"
+        elif time_ms < (time.time() - behind_s) * 1000:
+            expected = (
+                f"at most {behind_s:g} s behind now (setting streaming.max_past_s; times are milliseconds)"
+            )
+        else:
+            return
+        raise InvalidRequestError(pointer, f"expected {expected}, got {time_ms}")
 
     def _check_type(self, name: str, pointer: str) -> None:
         if name not in self._streaming.event_types:

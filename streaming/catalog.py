@@ -213,9 +213,7 @@ class CatalogReader:
             if env is None:
                 return None
             try:
-                with env.begin() as txn:
-                    names = (b"items", b"vectors", b"meta")
-                    items, vectors, meta = (env.open_db(name, txn, create=False) for name in names)
+                items, vectors, meta = environment.open_databases(env, b"items", b"vectors", b"meta")
             except lmdb.Error:
                 environment.close(env)
                 return None  # the writer is still creating it

@@ -168,13 +168,13 @@ class Source(Section):
     fields: FieldPaths = FieldPaths()
     types: dict[str, str] = Field(
         default_factory=dict,
-        description='your type = one of streaming.event_types, or "$forget" (erases the user)',
+        description='your type → one of streaming.event_types, or "$forget" (erases the user)',
     )
     constants: dict[FieldName, str] = Field(
-        default_factory=dict, description="field = value of every record, whatever it holds"
+        default_factory=dict, description="field → value of every record, whatever it holds"
     )
     defaults: dict[FieldName, str] = Field(
-        default_factory=dict, description="field = value where the record has none"
+        default_factory=dict, description="field → value where the record has none"
     )
     avro: AvroSettings = AvroSettings()
 

@@ -6,10 +6,14 @@ well live in one process: tests, and the catalogue actor. So opened environments
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lmdb
 
 from streaming.errors import StoreError
+
+if TYPE_CHECKING:
+    from lmdb import _Database as Database
 
 MAX_READERS = 512
 # What a reader maps: address space only. LMDB's default is 10 MiB, at which a store that grew past it can no longer
@@ -70,6 +74,22 @@ def open_reader(path: Path) -> lmdb.Environment | None:
         except lmdb.Error:
             return None
         return _remember(path, env)
+
+
+def open_databases(env: lmdb.Environment, *names: bytes) -> "tuple[Database, ...]":
+    """Open existing named databases of an environment for reading.
+
+    In an environment that this process also writes to, py-lmdb would begin a writing transaction for it, and wait
+    for ever for one that another thread has begun; there a reading one does. In a read-only environment
+    that would not, as handles opened in it end with it.
+
+    Raises:
+        lmdb.Error: one does not exist (yet).
+    """
+    if env.flags()["readonly"]:
+        return tuple(env.open_db(name, create=False) for name in names)
+    with env.begin() as txn:
+        return tuple(env.open_db(name, txn, create=False) for name in names)
 
 
 def close(env: lmdb.Environment) -> None:

@@ -36,7 +36,7 @@ class Proof:
         return json.dumps([*json.loads(earlier or b"[]"), asdict(self)]).encode()
 
 
-def proofs(stored: bytes | None) -> list[Proof]:
+def read_proofs(stored: bytes | None) -> list[Proof]:
     """Read what `Proof.pack` wrote; empty where nothing is stored."""
     return [Proof(**proof) for proof in json.loads(stored or b"[]")]
 

@@ -19,7 +19,7 @@ RECORD_TIME = "$record"  # constants.timestamp or defaults.timestamp: the Kafka 
 
 FIELDS = ("user_id", "type", "item_id", "timestamp", "event_id", "value", "category")  # in order of checking
 LABELS = frozenset({"user_id", "item_id", "event_id", "type", "category"})  # strings, or integers as strings
-MAX_VALUE = 1e12  # times 1e6 it still fits an int64, and a user's sum of millions of them a float64
+MAX_VALUE = 1e9  # in millionths, thousands of such values of one user still add up within 64 bits
 _LATEST_MS = 2**53  # larger integers do not survive JavaScript
 
 

@@ -14,13 +14,15 @@ import numpy as np
 
 from streaming import environment
 from streaming.config import StreamingSettings
-from streaming.erasure import Proof, proofs
+from streaming.erasure import Proof, read_proofs
 from streaming.hashing import hash_one
 from streaming.layout import shard_path, stored_positions
 from streaming.rows import NEVER, Rows, blank_rows, row_dtype, unpack_rows
 
 if TYPE_CHECKING:
     from lmdb import _Database as Database
+
+    _Opened = tuple[lmdb.Environment, Database, Database, Database]  # rows, meta, proofs
 
 
 class StateReader:
@@ -34,7 +36,7 @@ class StateReader:
     def __init__(self, state_dir: Path, settings: StreamingSettings) -> None:
         self._state_dir, self._num_shards = state_dir, settings.logical_shards
         self._dtype = row_dtype(settings)
-        self._open: dict[int, tuple[lmdb.Environment, Database]] = {}
+        self._open: dict[int, _Opened] = {}
         self._lock = threading.Lock()
 
     def read(self, user_ids: Sequence[str]) -> Rows:
@@ -45,7 +47,7 @@ class StateReader:
             shard = self._shard(int(user) % self._num_shards)
             if shard is None:
                 continue
-            env, db = shard
+            env, db, _, _ = shard
             with env.begin(db) as txn:
                 value = txn.get(int(user).to_bytes(8, "big"))
                 if value is not None:
@@ -57,9 +59,8 @@ class StateReader:
         shard = self._shard(0)  # every shard knows how far all partitions are
         if shard is None:
             return None
-        env = shard[0]
+        env, _, meta, _ = shard
         with env.begin() as txn:
-            meta = env.open_db(b"meta", txn, create=False)
             newest = max((p.max_time_ms for p in stored_positions(txn, meta).values()), default=NEVER)
         return None if newest == NEVER else newest
 
@@ -69,12 +70,11 @@ class StateReader:
         shard = self._shard(user % self._num_shards)
         if shard is None:
             return []
-        env = shard[0]
-        with env.begin() as txn:
-            db = env.open_db(b"proofs", txn, create=False)
-            return proofs(txn.get(user.to_bytes(8, "big"), db=db))
+        env, _, _, db = shard
+        with env.begin(db) as txn:
+            return read_proofs(txn.get(user.to_bytes(8, "big")))
 
-    def _shard(self, shard: int) -> tuple[lmdb.Environment, "Database"] | None:
+    def _shard(self, shard: int) -> "_Opened | None":
         opened = self._open.get(shard)
         if opened is not None:
             return opened
@@ -85,18 +85,16 @@ class StateReader:
             if env is None:
                 return None
             try:
-                with env.begin() as txn:
-                    # without a transaction py-lmdb begins a writing one, and may wait for a writer for ever
-                    db = env.open_db(b"rows", txn, create=False)
+                rows, meta, proofs = environment.open_databases(env, b"rows", b"meta", b"proofs")
             except lmdb.Error:
                 environment.close(env)
                 return None  # the writer is still creating it
-            self._open[shard] = env, db
+            self._open[shard] = env, rows, meta, proofs
             return self._open[shard]
 
     def close(self) -> None:
         """Close all environments; no read may follow."""
         with self._lock:
-            for env, _ in self._open.values():
+            for env, *_ in self._open.values():
                 environment.close(env)
             self._open.clear()

@@ -1,1 +1,1 @@
-"""Proof by fault: the real pipeline is killed and cut off again and again, and its state is compared with an oracle."""
+"""Proof by fault: the real pipeline is killed and cut off again and again, and its state compared with an oracle."""

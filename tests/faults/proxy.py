@@ -41,6 +41,9 @@ class Proxy:
         self._open: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}  # client's side: broker's side
         self._passing = asyncio.Event()
         self._delay_s, self._bytes_per_s = 0.0, 0.0
+        self._healing: asyncio.TimerHandle | None = None
+        self._healed = threading.Event()
+        self._healed.set()
 
     def __enter__(self) -> "Proxy":
         self._thread.start()
@@ -56,24 +59,35 @@ class Proxy:
         self._thread.join(_CALL_TIMEOUT_S)
         self._loop.close()
 
-    def begin(self, kind: str, *, delay_s: float = 0.1, bytes_per_s: float = 200_000.0) -> None:
-        """Start a fault; it lasts until `heal` (a cut is over at once).
+    def begin(
+        self, kind: str, lasts_s: float, *, delay_s: float = 0.1, bytes_per_s: float = 200_000.0
+    ) -> None:
+        """Start a fault, which ends by itself; one that is under way ends now.
 
         Args:
             kind: one of KINDS.
+            lasts_s: for how long; a cut is over at once.
             delay_s, bytes_per_s: of a slow network, per piece of at most 64 KiB and connection.
         """
-        self._call(self._begin(kind, delay_s, bytes_per_s))
+        self._healed.clear()
+        self._call(self._begin(kind, lasts_s, delay_s, bytes_per_s))
 
-    def heal(self) -> None:
-        """Let everything pass again."""
-        self._call(self._heal())
+    def wait_healed(self, timeout_s: float) -> None:
+        """Wait until everything passes again.
+
+        Raises:
+            TimeoutError: the fault lasts longer.
+        """
+        if not self._healed.wait(timeout_s):
+            raise TimeoutError(f"the network did not heal within {timeout_s:.0f} s")
 
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_CALL_TIMEOUT_S)
 
-    async def _begin(self, kind: str, delay_s: float, bytes_per_s: float) -> None:
-        await self._heal()
+    async def _begin(self, kind: str, lasts_s: float, delay_s: float, bytes_per_s: float) -> None:
+        if self._healing is not None:
+            self._healing.cancel()
+            await self._heal()
         self.faults[kind] += 1
         self.connections[kind] += len(self._open)
         if kind == "slow":
@@ -84,20 +98,24 @@ class Proxy:
             if kind == "refuse":
                 self._stop_listening()
             self._reset()
+        self._healing = self._loop.call_later(
+            0.0 if kind == "cut" else lasts_s, lambda: self._loop.create_task(self._heal())
+        )
 
     async def _heal(self) -> None:
+        self._healing = None
         self._delay_s = self._bytes_per_s = 0.0
         self._passing.set()
         await self._listen()
+        self._healed.set()
 
     async def _end(self) -> None:
         self._stop_listening()
         self._passing.set()
         self._reset()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CALL_TIMEOUT_S / 2)
 
     async def _listen(self) -> None:
         if self._server is None:
@@ -120,7 +138,10 @@ class Proxy:
             writer.transport.abort()
             return
         self._open[writer] = broker
-        for side in (writer, broker):  # as between Kafka's own clients and brokers: small requests are not held back
+        for side in (
+            writer,
+            broker,
+        ):  # as between Kafka's own clients and brokers: small requests are not held back
             side.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await asyncio.gather(self._forward(reader, broker), self._forward(broker_reader, writer))

@@ -165,18 +165,23 @@ class Feed:
     def _send_all(self) -> None:
         chunk: list[Record] = []
         for number, record in enumerate(self._stream):
-            with self._changed:
-                waiting = number >= self._allowed
-            if waiting or len(chunk) == _CHUNK:
+            if len(chunk) == _CHUNK or not self._may_send(number):
                 self._deliver(chunk)
                 chunk = []
-                with self._changed:
-                    self._changed.wait_for(lambda n=number: self._stop or n < self._allowed)
+                self._wait_for(number)
             if self._stop:
                 return
             chunk.append(record)
         self._deliver(chunk)
         self._deliver([self._stream.closing(partition) for partition in range(self._partitions)])
+
+    def _may_send(self, number: int) -> bool:
+        return self._stop or number < self._allowed
+
+    def _wait_for(self, number: int) -> None:
+        with self._changed:
+            while not self._may_send(number):
+                self._changed.wait(1.0)
 
     def _deliver(self, records: Sequence[Record]) -> None:
         """Send until all is acknowledged; what is sent twice then stands in the log twice, and counts as such."""
@@ -191,18 +196,17 @@ class Feed:
             if left:
                 self.retries += 1
                 self._drop_producer()
-                time.sleep(_RETRY_S)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stop, _RETRY_S)
 
     def _attempt(self, records: Sequence[Record]) -> list[Record]:
         if self._producer is None:
             self._producer = make_producer(self._settings.kafka, linger_ms=5)
-        topic, futures = self._settings.streaming.events_topic, []
-        for r in records:
-            futures.append(
-                self._producer.send(
-                    topic, r.value, key=r.key, timestamp_ms=r.timestamp_ms, partition=r.partition
-                )
-            )
+        topic = self._settings.streaming.events_topic
+        futures = [
+            self._producer.send(topic, r.value, key=r.key, timestamp_ms=r.timestamp_ms, partition=r.partition)
+            for r in records
+        ]
         deadline = time.monotonic() + _ACK_TIMEOUT_S
         failed = []
         for record, future in zip(records, futures, strict=True):

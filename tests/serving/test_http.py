@@ -369,6 +369,9 @@ def test_events_reach_the_topic_and_are_acknowledged(recommender, broker):
         ({"timestamp": 10**15}, "/events/1/timestamp"),
         ({"item_id": "x" * 513}, "/events/1/item_id"),
         ({"value": "much"}, "/events/1/value"),
+        ({"value": 1e10}, "/events/1/value"),
+        ({"timestamp": -(10**14)}, "/events/1/timestamp"),
+        ({"user_id": "a\0b"}, "/events/1/user_id"),
         ({"itemid": "i1"}, "/events/1/itemid"),
     ],
 )

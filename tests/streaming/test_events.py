@@ -78,7 +78,7 @@ class TestForms:
         assert set(events.user.tolist()) == {hash_one(str(number))}
         assert events.item.tolist() == [hash_one(str(number))] * copies + [hash_one("film")]
 
-    @pytest.mark.parametrize("value", [0, 3, -2.5, 1e12, 0.1234567])
+    @pytest.mark.parametrize("value", [0, 3, -2.5, 1e9, 0.1234567])
     def test_values_are_kept_in_millionths(self, value, copies):
         events, rejected = decode(*[encode(value=value)] * copies, encode(value=None), encode())
         assert rejected == []
@@ -164,14 +164,14 @@ BAD = {
     "a value that is true": (encode(value=True), "field value: expected a number, got True"),
     "an endless value": (
         encode(value=float("inf")),
-        "field value: expected a finite number within ±1e+12, got inf",
+        "field value: expected a finite number within ±1e+09, got inf",
     ),
     "a value that is no number": (encode(value=float("nan")), "field value: expected a finite number"),
     "a value beyond a double": (
         encode().replace(b"{", b'{"value": 1e999, '),
         "field value: expected a finite",
     ),
-    "too much of a value": (encode(value=1.1e12), "field value: expected a finite number within ±1e+12"),
+    "too much of a value": (encode(value=1.1e9), "field value: expected a finite number within ±1e+09"),
     "10 MB": (
         encode(context="x" * 10_000_000),
         "larger than 1048576 bytes (setting streaming.max_record_bytes)",
@@ -309,7 +309,7 @@ times = st.sampled_from(
     ]
 )
 numbers = (
-    st.integers() | st.floats() | st.sampled_from([2**53, 2**53 - 1, 2**63, 2**64, 10**400, 1e12, -0.0, NOW])
+    st.integers() | st.floats() | st.sampled_from([2**53, 2**53 - 1, 2**63, 2**64, 10**400, 1e9, -0.0, NOW])
 )
 scalars = st.none() | st.booleans() | text | times | numbers
 names = st.sampled_from(["id", "value", "user", "item_id", "type", "kind", "timestamp", "event_id", "z"])
