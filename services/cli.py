@@ -99,6 +99,7 @@ def up(
     Reads `headrace.toml` (see `headrace config --example`); `HEADRACE_…` in the environment overrides it.
     On Kubernetes a RayService runs the same two applications: see k8s/README.md.
     """
+    from services.checks import check_sources
     from services.settings import SettingsError, load_settings
     from services.up import run_until_stopped
     from streaming.errors import StreamingError
@@ -106,6 +107,7 @@ def up(
     _terminate_like_ctrl_c()
     try:
         loaded = load_settings(settings)
+        check_sources(loaded)
         _check_port(loaded.serving.port)
         run_until_stopped(loaded, Console())
     except (SettingsError, StreamingError, TimeoutError) as error:
@@ -120,6 +122,7 @@ def config(
     settings: Annotated[Path | None, typer.Option(help="Settings file to check.")] = None,
 ) -> None:
     """Check a settings file, or print a commented example."""
+    from services.checks import check_sources
     from services.settings import Settings, SettingsError, load_settings, to_toml
 
     if example:
@@ -127,6 +130,7 @@ def config(
         return
     try:
         loaded = load_settings(settings)
+        check_sources(loaded)
     except SettingsError as error:
         fail(str(error))
     sys.stdout.write(loaded.model_dump_json(indent=2) + "\n")

@@ -246,8 +246,8 @@ class ShardStore:
             _add(counts, "erasures", int((done.outcome == ERASURE).sum()))
         self._store(txn, users, rows)
         for window, before in done.contexts:
-            if len(before):
-                self._buffer(txn, window, b"c", Contexts.of(before).pack(), counts)
+            if len(before.user):
+                self._buffer(txn, window, b"c", before.pack(), counts)
         part = events.take(buffered)
         for window in np.unique(part.window):
             packed = pack_events(part.take(part.window == window)).tobytes()
@@ -326,15 +326,12 @@ class ShardStore:
         """Rows of users, which are sorted; blank ones for those not stored."""
         keys = _keys(users)
         found = txn.cursor(db=self._rows).getmulti(keys)
-        stored = unpack_rows([value for _, value in found], self._dtype)
         if len(found) == len(users):
-            return stored
-        rows = np.empty(len(users), self._dtype)
-        known = np.searchsorted(users, stored["user"])
-        fresh = np.ones(len(users), bool)
-        fresh[known] = False
-        rows[known] = stored
-        rows[fresh] = blank_rows(users[fresh], self._dtype)
+            return unpack_rows([value for _, value in found], self._dtype)
+        stored = dict(found)
+        blank = blank_rows(users[:1], self._dtype).tobytes()
+        rows = unpack_rows([stored.get(key, blank) for key in keys], self._dtype)
+        rows["user"] = users
         return rows
 
     def expire(self) -> int:

@@ -28,6 +28,7 @@ from streaming.rows import (
     Rows,
     blank_rows,
 )
+from streaming.windows import Contexts
 
 KEPT, DUPLICATE, ERASED, ERASURE = 0, 1, 2, 3  # what became of an event
 _SHIFTED_AT_MOST = 8  # new events of a user up to which shifting beats sorting
@@ -57,7 +58,7 @@ class Touched:
     """What one update did, beside changing the rows."""
 
     outcome: npt.NDArray[np.uint8]  # (N,) KEPT, DUPLICATE, ERASED (before its user's erasure), ERASURE
-    contexts: list[tuple[int, Rows]]  # (window, rows as they stood before their first event in it)
+    contexts: list[tuple[int, Contexts]]  # (window, what users had done before their first event in it)
     erased: dict[int, int]  # row: position of the newest erasure of its user
     expired: int  # rows that started anew after their time to live
 
@@ -203,7 +204,7 @@ def _settle(
         cut[gone] = np.maximum(cut[gone], time_ms[erasure])
         touched.erased.update(zip(gone.tolist(), special[erasure].tolist(), strict=True))
         users = rows["user"][gone]
-        touched.contexts[:] = [(w, saved[~np.isin(saved["user"], users)]) for w, saved in touched.contexts]
+        touched.contexts[:] = [(w, saved.take(~np.isin(saved.user, users))) for w, saved in touched.contexts]
     fine = ~(erasure | erased | duplicate)
     expired = 0
     if rules.ttl_ms is not None:
@@ -239,12 +240,12 @@ def _newest_before(last_ms: Int64, part: _Part) -> tuple[Int64, Bools]:
     return before, ~disorder
 
 
-def _save_contexts(rows: Rows, who: Int64, window: Int64) -> list[tuple[int, Rows]]:
+def _save_contexts(rows: Rows, who: Int64, window: Int64) -> list[tuple[int, Contexts]]:
     entering = rows["window"][who] != window
     if not entering.any():
         return []
     saved = [
-        (int(start), rows[who[entering & (window == start)]].copy()) for start in np.unique(window[entering])
+        (int(start), Contexts.of(rows, who[entering & (window == start)])) for start in np.unique(window[entering])
     ]
     rows["window"][who] = np.maximum(rows["window"][who], window)
     return saved

@@ -56,11 +56,11 @@ class Contexts:
     events: npt.NDArray[np.void]  # all of them, in sequence order, `EVENT`
 
     @classmethod
-    def of(cls, rows: Rows) -> "Contexts":
-        """The contexts that state rows are."""
-        length = rows["events"].shape[1]
-        valid = np.arange(length) >= length - rows["count"][:, None]
-        return cls(rows["user"].copy(), rows["count"].copy(), rows["events"][valid])
+    def of(cls, rows: Rows, chosen: npt.NDArray[np.int64]) -> "Contexts":
+        """What stands in the chosen rows."""
+        length, count = rows["events"].shape[1], rows["count"][chosen]
+        valid = np.arange(length) >= length - count[:, None]
+        return cls(rows["user"][chosen], count, rows["events"][chosen][valid])
 
     def pack(self) -> bytes:
         """As they are buffered."""

@@ -1,6 +1,7 @@
 """`make faults`: kill, cut off, rescale and overload the real pipeline, and prove that nothing is lost or doubled."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -59,14 +61,17 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Run, print, write the report; returns the exit status."""
-    chosen, console = arguments(), Console()
+    chosen, console = arguments(), Console(file=sys.stdout)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing may be left running
     from services.local_ray import start_ray, stop_ray
 
-    with tempfile.TemporaryDirectory(prefix="headrace-faults-") as folder:
+    with tempfile.TemporaryDirectory(prefix="headrace-faults-") as name:
+        folder = Path(name)
         try:
-            start_ray(Path(folder) / "ray")
-            return _prove(chosen, Path(folder), console)
+            start_ray(folder / "ray")
+            # Ray prints a paragraph for every process that is killed
+            with (folder / "ray.out").open("w") as out, contextlib.redirect_stdout(out):
+                return _prove(chosen, folder, console)
         except KeyboardInterrupt:
             console.print("stopped; no report is written")
             return 130
@@ -85,9 +90,8 @@ def _prove(chosen: argparse.Namespace, folder: Path, console: Console) -> int:
         seed=chosen.seed,
     )
     started = time.monotonic()
-    with console.status("starting") as status:
-        teller = Teller(console, status)
-        result = prove(plan, folder / "faults", teller)
+    with Teller(console) as tell:
+        result = prove(plan, folder / "faults", tell)
         report = result.report()
     ok = result.verdict.ok
     report["seconds"]["total"] = round(time.monotonic() - started, 1)
@@ -112,18 +116,28 @@ def machine() -> dict[str, Any]:
 class Teller:
     """Shows how far the run is: in place in a terminal, as a line now and then elsewhere."""
 
-    def __init__(self, console: Console, status: Any) -> None:
-        self._console, self._status = console, status
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
         self._started, self._told_at = time.monotonic(), 0.0
+
+    def __enter__(self) -> "Teller":
+        if self._console.is_terminal:
+            self._live.start()
+        self("starting")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
     def __call__(self, text: str) -> None:
         now = time.monotonic()
         line = f"{now - self._started:4.0f} s · {text}"
         if self._console.is_terminal:
-            self._status.update(line)
+            self._live.update(line, refresh=True)
         elif now - self._told_at >= _LINE_EVERY_S:
             self._told_at = now
-            self._console.print(line, highlight=False)
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show(console: Console, result: "Result", report: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ class Chaos:
         self._plan, self._pipeline, self._proxy, self._feed = plan, pipeline, proxy, feed
         self._random = random.Random(plan.seed + 1)
         self._victims: dict[str, tuple[str, int]] = {}  # kind: name and process id of the last one
-        self._pause = threading.Event()  # never set: only its wait is used
+        self._halt = threading.Event()
         self._rescaling: threading.Thread | None = None
         self._rescaling_error: BaseException | None = None
         self.survived = Survived()
@@ -73,7 +73,7 @@ class Chaos:
         faults = self._plan.schedule()
         for number, fault in enumerate(faults):
             self._feed.allow(self._plan.events * (number + 1) // (len(faults) + 1))
-            self._pause.wait(self._random.uniform(0, self._plan.longest_pause_s))
+            self._halt.wait(self._random.uniform(0, self._plan.longest_pause_s))
             kind, what = fault.split()
             if kind == "kill":
                 self._kill(what)
@@ -83,6 +83,12 @@ class Chaos:
                 self._rescale(MORE if what == "up" else FEWER)
         self._proxy.wait_healed(_HEAL_TIMEOUT_S)
         self._finish_rescale()
+
+    def stop(self) -> None:
+        """Leave off; a move that is under way is not waited for."""
+        self._halt.set()
+        if self._rescaling is not None:
+            self._rescaling.join(_ALIVE_TIMEOUT_S)
 
     def _kill(self, kind: str) -> None:
         """Kill one of a kind, once the last victim of that kind is back."""
@@ -137,7 +143,9 @@ class Chaos:
 
         def move() -> None:
             try:
-                wait_until(rescaled, _RESCALE_TIMEOUT_S, f"the move to {shard_actors} shard actors")
+                wait_until(
+                    rescaled, _RESCALE_TIMEOUT_S, f"the move to {shard_actors} shard actors", self._halt
+                )
                 self.survived.rescales += 1
             except BaseException as error:  # raised where the end of the move is waited for
                 self._rescaling_error = error

@@ -1,5 +1,6 @@
 """The pipeline under test: the real Serve application in the running Ray, and the process ids of its parts."""
 
+import logging
 import os
 import signal
 import threading
@@ -75,6 +76,7 @@ class Pipeline:
         self._layout_file = settings.data_dir.resolve() / "layout.json"
 
     def __enter__(self) -> "Pipeline":
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # importing it had set another one
         serve.start(proxy_location="Disabled")
         serve.run(pipeline_application(self.settings), name="pipeline", route_prefix=None)
         return self
@@ -82,7 +84,7 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        serve.shutdown()  # the supervisor first, or it would bring its actors back
+        serve.delete("pipeline")  # the Supervisor first, or it would bring its actors back
         kill_actors()
         wait_until(lambda: not named_actors(), 30, "the end of all actors")
 
@@ -127,7 +129,9 @@ class Pipeline:
 
     def supervisor_pid(self) -> int | None:
         """Process id of the Supervisor's replica, where one is alive."""
-        actors = list_actors(filters=[("class_name", "=", _REPLICA), ("state", "=", "ALIVE")], timeout=10)
+        address = ray.get_runtime_context().gcs_address  # there may be other Rays on this machine
+        living = [("class_name", "=", _REPLICA), ("state", "=", "ALIVE")]
+        actors = list_actors(address=address, filters=living, timeout=10)
         return next((int(actor.pid) for actor in actors if actor.pid), None)
 
     def positions(self) -> dict[int, dict[int, Position]]:
@@ -151,11 +155,11 @@ def wait_until(
     """Look until `check()` is something, and return it.
 
     Raises:
-        TimeoutError: it was not in time.
+        TimeoutError: it was not in time, or `halt` was set.
     """
     deadline, pause = time.monotonic() + timeout_s, halt or threading.Event()
     while not (found := check()):
-        if time.monotonic() > deadline:
+        if pause.is_set() or time.monotonic() > deadline:
             raise TimeoutError(f"{what} did not happen within {timeout_s:.0f} s")
         pause.wait(_POLL_S)
     return found

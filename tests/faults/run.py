@@ -139,6 +139,7 @@ def _prove(plan: Plan, pipeline: Pipeline, proxy: Proxy, feed: Feed, tell: Tell)
             log = read_log(settings.kafka, settings.streaming.events_topic)
             wait_until(lambda: pipeline.has_applied(ends(log)), _DRAIN_TIMEOUT_S, "the end of the stream")
         finally:
+            chaos.stop()
             monitor.stop()
         clock.lap("drain")
     tell("the pipeline has stopped; comparing what it left on disk with the oracle")
