@@ -276,7 +276,12 @@ class StreamingSettings(Section):
     max_record_bytes: int = Field(
         1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="a larger record is a dead letter, bytes"
     )
-    batch_records: int = Field(5000, ge=1, description="most records in one micro-batch")
+    batch_records: int = Field(
+        50_000, ge=1, le=1_000_000, description="most records in one micro-batch; under backlog it is filled"
+    )
+    buffered_records: int = Field(
+        200_000, ge=1, description="records that an ingestor holds before it stops reading"
+    )
     pipeline_depth: int = Field(3, ge=1, le=64, description="micro-batches in flight per ingestor")
     tick_s: float = Field(0.5, gt=0, description="an idle ingestor tells its shards the time this often, s")
     apply_timeout_s: float = Field(

@@ -7,8 +7,8 @@ answer and goes on: sending again is harmless, since a shard drops what it has, 
 shard refuses it. A shard takes batches only from the ingestor that entered last, so one that
 was thought dead can do no harm.
 
-Everything is bounded: records fetched ahead (by the client's settings), micro-batches in flight
-(`pipeline_depth`), and dead letters, which are awaited.
+Everything is bounded: records fetched ahead (by the client's settings), records waiting to be sent
+(`buffered_records`), micro-batches in flight (`pipeline_depth`), and dead letters, which are awaited.
 """
 
 import logging
@@ -30,6 +30,7 @@ from streaming.config import KafkaSettings, StreamingSettings
 from streaming.dead_letters import send_dead_letters
 from streaming.errors import BrokerError
 from streaming.events import EventDecoder
+from streaming.intake import Intake
 from streaming.kafka import TopicInfo, make_producer, topics_of
 from streaming.rows import NEVER
 from streaming.shard import Entered
@@ -38,6 +39,8 @@ from streaming.source import Part, Records, RecordSource, make_source
 log = logging.getLogger(__name__)
 
 _COMMIT_EVERY_S = 2.0
+_POLL_RECORDS = 20_000
+_BACKLOG_WAIT_S = 0.05
 _LOOK_AT_TOPICS_EVERY_S = 5.0
 _RETRY_S = 0.3
 
@@ -83,6 +86,7 @@ class Ingestor:
         self._batcher = Batcher(settings, self._all_codes, layout, [0] * len(layout.routes))
         self._topics: dict[str, TopicInfo] = {}
         self._cursors: dict[Part, Cursor] = {}
+        self._intake = Intake(settings.batch_records, settings.buffered_records)
         self._pending: deque[tuple[Part, int, list[Any]]] = deque()
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
@@ -112,7 +116,7 @@ class Ingestor:
             source: RecordSource | None = None
             try:
                 entered = self._enter()
-                source = make_source(self._kafka, self._settings.batch_records)
+                source = make_source(self._kafka, min(self._settings.batch_records, _POLL_RECORDS))
                 self._seek(source, entered)
                 self._error = None
                 self._pump(source)
@@ -123,6 +127,7 @@ class Ingestor:
                 self._stop.wait(_RETRY_S)
             finally:
                 self._pending.clear()
+                self._intake.clear()
                 if source is not None:
                     source.close()
         if self._dead_letters is not None:
@@ -200,15 +205,18 @@ class Ingestor:
         committed_at = looked_at = time.monotonic()
         done: dict[Part, int] = {}
         while not self._stop.is_set():
-            polled = source.poll(0.0 if self._pending else self._settings.tick_s)
+            polled = source.poll(self._patience_s())
             if any(self._cursors[batch.topic, batch.partition].idle for batch in polled):
                 self._hold()  # a burst after silence: the other partitions' part of it is about to be read
-            for batch in polled:
-                self._take_in(batch)
+            self._intake.add(polled)
+            while self._intake.full() or (len(self._intake) and not (polled and self._behind())):
+                self._make_room(done)
+                batch = self._intake.take()
+                if batch is not None:
+                    self._send_records(batch)
             self._tick(source)
-            while self._pending and (len(self._pending) > self._settings.pipeline_depth or not polled):
-                part, upto = self._await_oldest()
-                done[part] = upto + 1
+            if not polled:
+                self._make_room(done, 0)
             now = time.monotonic()
             if done and now - committed_at > _COMMIT_EVERY_S:
                 source.commit(done)
@@ -216,6 +224,28 @@ class Ingestor:
             if now - looked_at > _LOOK_AT_TOPICS_EVERY_S:
                 looked_at = now
                 self._look_at_topics()
+
+    def _patience_s(self) -> float:
+        """How long a poll may wait: not at all where something else can be done meanwhile."""
+        if self._behind():
+            return _BACKLOG_WAIT_S  # there is more, it is only on its way
+        return 0.0 if self._pending or len(self._intake) else self._settings.tick_s
+
+    def _behind(self) -> bool:
+        """Whether so much is left to read that it pays to wait for larger micro-batches."""
+        left = sum(
+            cursor.end - cursor.next_offset - self._intake.waits(part)
+            for part, cursor in self._cursors.items()
+            if cursor.end is not None
+        )
+        return left >= self._settings.batch_records
+
+    def _make_room(self, done: dict[Part, int], depth: int | None = None) -> None:
+        """Wait until fewer than `pipeline_depth` micro-batches (or at most `depth`) are under way."""
+        most = self._settings.pipeline_depth - 1 if depth is None else depth
+        while len(self._pending) > most:
+            part, upto = self._await_oldest()
+            done[part] = upto + 1
 
     def _look_at_topics(self) -> None:
         """A fetch from a topic that was deleted just brings nothing; so the broker is asked now and then."""
@@ -226,7 +256,7 @@ class Ingestor:
                     f"topic {topic!r} was deleted" + (" and made anew" if now[topic].partitions else "")
                 )
 
-    def _take_in(self, batch: Records) -> None:
+    def _send_records(self, batch: Records) -> None:
         part = batch.topic, batch.partition
         cursor = self._cursors[part]
         events, rejected = self._decoders[batch.topic].decode(batch.values, batch.keys, batch.timestamps_ms)
@@ -261,7 +291,8 @@ class Ingestor:
         under_way = {part for part, _, _ in self._pending}
         for part, cursor in due.items():
             silent = now - cursor.last_record_at > silent_s and part not in under_way
-            drained = cursor.end is not None and cursor.next_offset >= cursor.end
+            waits = self._intake.waits(part)
+            drained = not waits and cursor.end is not None and cursor.next_offset >= cursor.end
             cursor.idle = silent and drained
             self._send(part, self._batcher.tick(cursor, cursor.idle))
 

@@ -151,9 +151,7 @@ class TopicInfo:
     """What a topic is at present."""
 
     partitions: tuple[int, ...]  # in order; none: it does not exist
-    generation: (
-        int  # a number that a topic of the same name, made anew, does not have; 0: the broker does not tell
-    )
+    generation: int  # another number where a topic of the same name was made anew; 0: the broker does not tell
 
 
 def topics_of(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, TopicInfo]:

@@ -384,15 +384,18 @@ class ShardStore:
             self._close(start, partitions)
 
     def _watermark(self, partitions: Iterable[int]) -> int | None:
-        """Event time that no partition is still behind; None while one has not spoken or all are idle."""
+        """Event time that no partition is still behind; None while one has not spoken.
+
+        Idle partitions are not waited for; where all are, those that never spoke are not.
+        """
+        active = [partition for partition in partitions if not self._idle.get(partition, False)]
         times = []
-        for partition in partitions:
-            if self._idle.get(partition, False):
-                continue
+        for partition in active or partitions:
             position = self._positions.get(partition)
-            if position is None or position.max_time_ms == NEVER:
+            if position is not None and position.max_time_ms != NEVER:
+                times.append(position.max_time_ms)
+            elif active:
                 return None
-            times.append(position.max_time_ms)
         return min(times) - self._lateness_ms if times else None
 
     def _close(self, start: int, partitions: tuple[int, ...]) -> None:
@@ -475,6 +478,7 @@ def _advance(batch: ShardBatch, position: Position) -> Position:
         position,
         applied=max(batch.upto_offset, position.applied),
         max_time_ms=max(batch.max_time_ms, position.max_time_ms),
+        generation=batch.generation or position.generation,
         dead_letters=position.dead_letters + dead,
     )
 

@@ -245,7 +245,8 @@ def _save_contexts(rows: Rows, who: Int64, window: Int64) -> list[tuple[int, Con
     if not entering.any():
         return []
     saved = [
-        (int(start), Contexts.of(rows, who[entering & (window == start)])) for start in np.unique(window[entering])
+        (int(start), Contexts.of(rows, who[entering & (window == start)]))
+        for start in np.unique(window[entering])
     ]
     rows["window"][who] = np.maximum(rows["window"][who], window)
     return saved

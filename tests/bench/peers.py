@@ -95,7 +95,9 @@ def ensure_peers(venv: Path) -> Path:
     ):
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=900, check=False)
         if done.returncode:
-            raise BenchError(f"{' '.join(command)} failed in {HERE}: {done.stderr[-800:]}")
+            raise BenchError(
+                f"{' '.join(command)} failed in {HERE}; `--only headrace` needs no peers: {done.stderr[-800:]}"
+            )
     ready.write_text(pins)
     return python
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def arguments() -> argparse.Namespace:
         default=True,
         help="then also pause a shard for 30 s under full input, and watch memory",
     )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="copy data and logs there in the end")
     chosen = parser.parse_args()
     for name in ("events", "kills", "connection_faults"):
         if getattr(chosen, name) < (1000 if name == "events" else 0):
@@ -76,6 +78,8 @@ def main() -> int:
             console.print("stopped; no report is written")
             return 130
         finally:
+            if chosen.keep:
+                shutil.copytree(folder, chosen.keep, dirs_exist_ok=True, ignore_dangling_symlinks=True)
             stop_ray()
 
 

@@ -92,6 +92,10 @@ class Pipeline:
         """What the Supervisor says; nothing while it is down."""
         return self._supervisor("status") or {}
 
+    def describe(self) -> dict[str, Any]:
+        """What can be said about it when something did not come back."""
+        return {"actors": named_actors(), "hosting": self.hosting(), "status": self.status()}
+
     def scale(self, shard_actors: int) -> None:
         """Ask for another number of shard actors, unless that is the case or under way already."""
         if self.hosting().shard_actors != shard_actors:

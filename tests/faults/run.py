@@ -138,6 +138,8 @@ def _prove(plan: Plan, pipeline: Pipeline, proxy: Proxy, feed: Feed, tell: Tell)
             feed.finish(_FEED_TIMEOUT_S)
             log = read_log(settings.kafka, settings.streaming.events_topic)
             wait_until(lambda: pipeline.has_applied(ends(log)), _DRAIN_TIMEOUT_S, "the end of the stream")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; the pipeline as it stands: {pipeline.describe()}") from error
         finally:
             chaos.stop()
             monitor.stop()
@@ -154,7 +156,7 @@ def _prove(plan: Plan, pipeline: Pipeline, proxy: Proxy, feed: Feed, tell: Tell)
         connections=dict(proxy.connections),
         rewinds=monitor.rewinds.total,
         records=truth.records,
-        totals=truth.totals(),
+        totals=dict(truth.totals),
         seconds=clock.laps,
     )
 

@@ -7,6 +7,7 @@ newest time less the lateness.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from streaming.config import StreamingSettings
 from tests.faults.log import Logged
-from tests.streaming.oracle import Event, Oracle
+from tests.streaming.oracle import Event, Oracle, OracleUser
 
 _FORGET, _NO_CATEGORY, _NONE_YET = 255, 255, -(2**63)
 
@@ -37,22 +38,74 @@ class LastApplied:
 class Truth:
     """State, windows and counts that a log leads to."""
 
-    oracle: Oracle
-    last: dict[int, LastApplied] = field(default_factory=dict)
+    users: dict[int, OracleUser] = field(default_factory=dict)
+    last: dict[int, LastApplied] = field(default_factory=dict)  # by user
+    windows: dict[int, dict[int, WindowRow]] = field(default_factory=dict)  # start: user: row
+    totals: Counter[str] = field(default_factory=Counter)  # by the names of the product's counts
     dead: set[tuple[int, int]] = field(default_factory=set)  # (partition, offset)
-    late: int = 0
-    named: set[int] = field(default_factory=set)  # windows that any valid record counts into
-    newest_ms: dict[int, int] = field(default_factory=dict)  # by partition
+    newest_ms: list[int] = field(default_factory=list)  # event time of each partition
     records: int = 0
 
-    def totals(self) -> dict[str, int]:
-        """Exact counts, by the names of the product's."""
-        return self.oracle.counts | {"late": self.late, "dead_letters": len(self.dead)}
-
     def closed(self, length_ms: int, lateness_ms: int) -> dict[int, dict[int, WindowRow]]:
-        """Contents by user of every window that all partitions have left behind, by its start."""
-        watermark = min(self.newest_ms.values()) - lateness_ms
-        return {start: self.window(start) for start in sorted(self.named) if start + length_ms <= watermark}
+        """The windows that all partitions have left behind."""
+        watermark = min(self.newest_ms) - lateness_ms
+        return {start: rows for start, rows in self.windows.items() if start + length_ms <= watermark}
+
+
+def truth_of(log: Mapping[int, Sequence[Logged]], settings: StreamingSettings) -> Truth:
+    """Go through the log of a topic, partition by partition: a user's records all stand in one."""
+    truth = Truth()
+    for number, records in log.items():
+        partition = _Partition(number, settings)
+        for record in records:
+            partition.take(record)
+        assert not truth.users.keys() & partition.oracle.users.keys()
+        truth.records += len(records)
+        truth.users |= partition.oracle.users
+        truth.last |= partition.last
+        truth.newest_ms.append(partition.newest_ms)
+        truth.dead |= {(number, offset) for offset in partition.dead}
+        counts = {"late": partition.late, "dead_letters": len(partition.dead)}
+        truth.totals.update(partition.oracle.counts | counts)
+        for start in partition.named:
+            truth.windows.setdefault(start, {}).update(partition.window(start))
+    return truth
+
+
+class _Partition:
+    """Goes through the log of one partition."""
+
+    def __init__(self, number: int, settings: StreamingSettings) -> None:
+        self._number, self._settings = number, settings
+        self._length_ms = int(settings.windows.length_s * 1000)
+        self._lateness_ms = int(settings.windows.lateness_s * 1000)
+        self.oracle = Oracle(settings)
+        self.last: dict[int, LastApplied] = {}
+        self.dead: list[int] = []
+        self.late = 0
+        self.named: set[int] = set()  # windows that any valid record counts into
+        self.newest_ms = _NONE_YET
+
+    def take(self, record: Logged) -> None:
+        event = read(record, self._settings)
+        if event is None:
+            self.dead.append(record.offset)
+            return
+        clock = event.time_ms
+        if self.newest_ms != _NONE_YET:
+            clock = max(clock, self.newest_ms - self._lateness_ms)
+        window = clock // self._length_ms * self._length_ms
+        self.named.add(window)
+        before = self.oracle.counts["applied"]
+        self.oracle.apply(event, window, clock)
+        if event.type == _FORGET:
+            self.last.pop(event.user, None)
+        elif self.oracle.counts["applied"] > before:
+            self.late += window != event.time_ms // self._length_ms * self._length_ms
+            earlier = self.last.get(event.user)
+            newest = max(window, earlier.window) if earlier else window
+            self.last[event.user] = LastApplied(self._number, record.offset, record.timestamp_ms, newest)
+        self.newest_ms = max(self.newest_ms, event.time_ms)
 
     def window(self, start: int) -> dict[int, WindowRow]:
         """Contents of a window, by user."""
@@ -64,42 +117,6 @@ class Truth:
             context = self.oracle.context[start, user]
             rows[user] = ([*context, *sorted(events, key=lambda event: event[0])], len(context))
         return rows
-
-
-def truth_of(log: Mapping[int, Sequence[Logged]], settings: StreamingSettings) -> Truth:
-    """Go through the log of a topic."""
-    truth = Truth(Oracle(settings))
-    for partition, records in log.items():
-        newest = _NONE_YET
-        for record in records:
-            truth.records += 1
-            event = read(record, settings)
-            if event is None:
-                truth.dead.add((partition, record.offset))
-                continue
-            newest = _apply(truth, event, partition, record, newest, settings)
-        truth.newest_ms[partition] = newest
-    return truth
-
-
-def _apply(
-    truth: Truth, event: Event, partition: int, record: Logged, newest: int, settings: StreamingSettings
-) -> int:
-    """Returns the partition's newest time with this event."""
-    length_ms, lateness_ms = (int(s * 1000) for s in (settings.windows.length_s, settings.windows.lateness_s))
-    clock = event.time_ms if newest == _NONE_YET else max(event.time_ms, newest - lateness_ms)
-    window = clock // length_ms * length_ms
-    truth.named.add(window)
-    before = truth.oracle.counts["applied"]
-    truth.oracle.apply(event, window, clock)
-    if event.type == _FORGET:
-        truth.last.pop(event.user, None)
-    elif truth.oracle.counts["applied"] > before:
-        truth.late += window != event.time_ms // length_ms * length_ms
-        earlier = truth.last.get(event.user)
-        newest_window = max(window, earlier.window) if earlier else window
-        truth.last[event.user] = LastApplied(partition, record.offset, record.timestamp_ms, newest_window)
-    return max(newest, event.time_ms)
 
 
 def read(record: Logged, settings: StreamingSettings) -> Event | None:

@@ -62,9 +62,9 @@ def compare(settings: Settings, truth: Truth, letters: Mapping[int, Sequence[Log
         with open_store(data_dir / "state", data_dir / "windows", shard, streaming) as store:
             rows |= {int(row["user"]): row for row in store.rows()}
             stats = store.stats()
-            totals.update({total: getattr(stats, total) for total in truth.totals()})
+            totals.update({total: getattr(stats, total) for total in truth.totals})
     _compare_rows(verdict, rows, truth, settings)
-    for total, expected in truth.totals().items():
+    for total, expected in truth.totals.items():
         if totals[total] != expected:
             verdict.totals_wrong[total] = (expected, totals[total])
     _compare_windows(verdict, settings, truth)
@@ -73,7 +73,7 @@ def compare(settings: Settings, truth: Truth, letters: Mapping[int, Sequence[Log
 
 
 def _compare_rows(verdict: Verdict, rows: dict[int, Any], truth: Truth, settings: Settings) -> None:
-    expected = {user: row for user, row in truth.oracle.users.items() if row.counted}
+    expected = {user: row for user, row in truth.users.items() if row.counted}
     verdict.users = len(expected)
     for user in expected.keys() | rows.keys():
         should = len(expected[user].counted) if user in expected else 0

@@ -213,9 +213,11 @@ class Exactness(RuleBasedStateMachine):
         self.stores[shard].expire()
 
     def expect_closings(self, shard):
-        newest = [self.newest(p, self.applied[shard, p]) for p in PARTITIONS if not self.idle[shard, p]]
-        if newest and NEVER not in newest:
-            passed = {start for start in self.known[shard] if start + WINDOW_MS <= min(newest) - LATENESS_MS}
+        newest = {p: self.newest(p, self.applied[shard, p]) for p in PARTITIONS}
+        active = [time_ms for p, time_ms in newest.items() if not self.idle[shard, p]]
+        times = active or [time_ms for time_ms in newest.values() if time_ms != NEVER]
+        if times and NEVER not in times:
+            passed = {start for start in self.known[shard] if start + WINDOW_MS <= min(times) - LATENESS_MS}
             self.closed[shard] |= passed
             self.known[shard] -= passed
 
