@@ -89,12 +89,21 @@ class Actors:
 
     def start(self) -> None:
         """Create or find all actors but the learner."""
+        self.start_catalog()
+        self.start_stream()
+
+    def start_catalog(self) -> None:
+        """Create or find the actor that keeps the catalogue and encodes its texts."""
         settings = self._settings
         kill_actors(keep=self._prefix)
-        self.hosting = layout.load(self._layout_file, settings.streaming)
         encoder: Callable[[], Encoder] = functools.partial(packaged_encoder, settings.training.text_encoder)
         folder = settings.data_dir.resolve() / "catalog"
         self.cataloguer = self._actor("catalog", Cataloguer, 0.5, settings.kafka, folder, encoder)
+
+    def start_stream(self) -> None:
+        """Create or find the shards and the ingestors, as the stored layout says."""
+        kill_actors(keep=self._prefix)
+        self.hosting = layout.load(self._layout_file, self._settings.streaming)
         self.parts = self._partitions()
         self.settled = False
         self.settle()

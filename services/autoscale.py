@@ -26,8 +26,8 @@ class Autoscaler:
         settings = self.settings
         if not settings.enabled:
             return actors
-        self._above_since = (self._above_since or now_s) if lag > settings.target_lag else None
-        self._below_since = (self._below_since or now_s) if lag < settings.target_lag * _LOW else None
+        self._above_since = _since(self._above_since, now_s) if lag > settings.target_lag else None
+        self._below_since = _since(self._below_since, now_s) if lag < settings.target_lag * _LOW else None
         wanted = min(max(actors, settings.min_actors), settings.max_actors)
         if self._changed_at is None or now_s - self._changed_at >= settings.cooldown_s:
             if self._above_since is not None and now_s - self._above_since >= _SUSTAINED_S:
@@ -37,3 +37,7 @@ class Autoscaler:
         if wanted != actors:
             self._changed_at, self._above_since, self._below_since = now_s, None, None
         return wanted
+
+
+def _since(began: float | None, now_s: float) -> float:
+    return now_s if began is None else began

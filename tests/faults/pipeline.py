@@ -21,6 +21,8 @@ from services.actors import NAMESPACE, fingerprint, kill_actors, named_actors
 from services.applications import pipeline_application
 from services.settings import Settings, make_settings
 from streaming.batch import Position
+from streaming.errors import StoreError
+from streaming.layout import own, shard_path
 from tests.faults.stream import CATEGORIES, LATENESS_MS, WINDOW_MS
 
 _CALL_TIMEOUT_S = 5.0
@@ -86,7 +88,16 @@ class Pipeline:
     ) -> None:
         serve.delete("pipeline")  # the Supervisor first, or it would bring its actors back
         kill_actors()
-        wait_until(lambda: not named_actors(), 30, "the end of all actors")
+        wait_until(lambda: not named_actors() and self._is_released(), 30, "the end of all actors")
+
+    def _is_released(self) -> bool:
+        """Whether no process hosts a shard any more: a killed one is not gone at once."""
+        for shard in range(self.settings.streaming.logical_shards):
+            try:
+                os.close(own(shard_path(self.settings.data_dir / "state", shard)))
+            except StoreError:
+                return False
+        return True
 
     def status(self) -> dict[str, Any]:
         """What the Supervisor says; nothing while it is down."""

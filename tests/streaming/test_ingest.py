@@ -37,7 +37,7 @@ def settings(broker, ray_session, tmp_path):
 @pytest.fixture
 def actors(settings):
     running = Actors(settings)
-    running.start()
+    running.start_stream()
     yield running
     kill_actors()
 

@@ -47,7 +47,7 @@ def settings(broker, ray_session, tmp_path):
 @pytest.fixture
 def actors(settings):
     running = Actors(settings)
-    running.start()
+    running.start_stream()
     yield running
     kill_actors()
 
@@ -122,7 +122,7 @@ def test_partitions_that_are_added_are_read_too(settings, monkeypatch):
         services.actors, "partitions_of_topics", lambda *asked: {t: p[:1] for t, p in whole(*asked).items()}
     )
     actors = Actors(settings)
-    actors.start()
+    actors.start_stream()
     try:
         days = [number * 86_400_000 for number in range(3)]
         send(settings, clicks, range(3), times=days, partition=0)  # closes the windows of the first two days

@@ -1,0 +1,314 @@
+"""One shard actor stands still for 30 s under full input: what does every process hold meanwhile?
+
+A shard that does not answer stops the ingestors: each has at most `pipeline_depth` micro-batches under way and those
+of one poll on top, and reads no further. So what a process may hold beyond what it takes at rest follows from the
+settings:
+
+ingestor  what the client has fetched, 1 MiB per partition and fetch: a fetch being read, one that waits, one that
+          comes in, and a copy while it is put together (4 x 1 MiB x its partitions); the records of one poll as
+          Python objects and decoded columns (1 kB each beside twice their size); its micro-batches under way
+shard     the micro-batches that ingestors have under way; rows before and after, and the pages of LMDB that one
+          batch touches (two of 4 KiB, twice, per event at most); the largest window, as it is written
+
+and 48 MiB each for what is not ours to bound: the arenas of allocators, the buffers of Ray's and Kafka's clients.
+The object store holds micro-batches: those under way, and as many again that were sent before a rewind. A micro-batch
+takes 96 bytes per event. None of this grows with the length of the pause, nor with what waits in the topic.
+
+Measured is resident memory less shared pages: LMDB's map and Ray's object store are files that processes map, and the
+kernel counts a page of them as resident in each; the object store is looked at by itself.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from services.settings import Settings
+from streaming.broker import EmbeddedBroker
+from streaming.kafka import FETCH_BYTES_PER_PARTITION, ensure_topics, make_producer
+from streaming.rows import row_dtype
+from streaming.state import open_store
+from tests.faults.log import Logged, ends, read_log
+from tests.faults.pipeline import Pipeline, settings_for, wait_until
+from tests.faults.run import BASE_MS
+from tests.faults.truth import name
+
+MIB = 1024 * 1024
+RECORD_BYTES, USERS = 1000, 2000
+_EVENT_BYTES, _OBJECT_BYTES, _UNBOUND_BYTES, _PAGE_BYTES = 96, 1024, 48 * MIB, 4096
+_RECORDS_PER_WINDOW = 20_000
+_WARM_UP_RECORDS = 10_000
+_BEFORE_S, _AFTER_S = 3.0, 3.0  # full input around the pause
+_SAMPLE_EVERY_S = 0.25
+_DRAIN_TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a process may hold beyond its memory at rest, and the object store in all; bytes."""
+
+    ingestor: int
+    shard: int
+    object_store: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Bounds":
+        """Derive them from the settings, as the module says."""
+        streaming = settings.streaming
+        partitions = -(-settings.kafka.partitions // streaming.ingestors)
+        under_way = (streaming.pipeline_depth + partitions) * streaming.batch_records * _EVENT_BYTES
+        poll = streaming.batch_records * (_OBJECT_BYTES + 2 * RECORD_BYTES)
+        rows = 2 * streaming.batch_records * row_dtype(streaming).itemsize
+        window = _RECORDS_PER_WINDOW * (64 + row_dtype(streaming).itemsize)
+        return cls(
+            4 * FETCH_BYTES_PER_PARTITION * partitions + poll + under_way + _UNBOUND_BYTES,
+            streaming.ingestors * under_way
+            + rows
+            + 4 * _PAGE_BYTES * streaming.batch_records
+            + window
+            + _UNBOUND_BYTES,
+            2 * streaming.ingestors * under_way,
+        )
+
+
+@dataclass
+class Pressure:
+    """What was measured; memory in bytes, by process."""
+
+    pause_s: float
+    records: int = 0
+    backlog_bytes: int = 0  # on the topic when the shard went on
+    lag: int = 0  # records then
+    rest: dict[str, int] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    bound: dict[str, int] = field(default_factory=dict)
+    object_store_peak: int = 0
+    object_store_bound: int = 0
+    drained_s: float = 0.0
+    lost: int = 0
+    doubled: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing lost or doubled, and every process within its bound."""
+        within = all(self.peak[process] <= self.bound[process] for process in self.bound)
+        within &= self.object_store_peak <= self.object_store_bound
+        return within and not self.lost and not self.doubled
+
+    def report(self) -> dict[str, Any]:
+        """As `make faults` writes it; memory in MiB."""
+        return {
+            "pause_s": self.pause_s,
+            "records": self.records,
+            "backlog_mib": _mib(self.backlog_bytes),
+            "lag": self.lag,
+            "processes": {
+                process: {
+                    "rest_mib": _mib(self.rest[process]),
+                    "peak_mib": _mib(self.peak[process]),
+                    "bound_mib": _mib(self.bound[process]),
+                }
+                for process in self.bound
+            },
+            "object_store": {
+                "peak_mib": _mib(self.object_store_peak),
+                "bound_mib": _mib(self.object_store_bound),
+            },
+            "drained_s": round(self.drained_s, 1),
+            "lost": self.lost,
+            "doubled": self.doubled,
+            "ok": self.ok,
+        }
+
+
+class Flood:
+    """A producer that never stops: padded events of `USERS` users, at a steady rate, from a thread."""
+
+    def __init__(self, settings: Settings, bytes_per_s: float) -> None:
+        self._producer = make_producer(settings.kafka, linger_ms=20)
+        self._topic, self._per_s = settings.streaming.events_topic, bytes_per_s / RECORD_BYTES
+        self.sent = 0
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="flood", daemon=True)
+
+    def send(self, count: int) -> None:
+        """Send as many records."""
+        for number in range(self.sent, self.sent + count):
+            time_ms = BASE_MS + number * 600_000 // _RECORDS_PER_WINDOW
+            user = f"user-{number % USERS}"
+            text = (
+                f'{{"event_id":"e{number}","user_id":"{user}","item_id":"i{number % 977}","type":"view",'
+                f'"timestamp":{time_ms},"context":{{"note":"'
+            )
+            value = text.ljust(RECORD_BYTES - 4, "x") + '"}}'
+            self._producer.send(self._topic, value.encode(), key=user.encode())
+        self.sent += count
+
+    def flush(self) -> None:
+        """Wait until the broker has it all."""
+        self._producer.flush(timeout=60)
+
+    def start(self) -> None:
+        """Go on sending until `stop`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait until the broker has it all."""
+        self._stop.set()
+        self._thread.join(30)
+        self.flush()
+        if self.error is not None:
+            raise self.error
+
+    def close(self) -> None:
+        """Give up the connection."""
+        self._stop.set()
+        self._producer.close(timeout=2)
+
+    def _run(self) -> None:
+        started, before = time.monotonic(), self.sent
+        try:
+            while not self._stop.wait(0.02):
+                due = before + int((time.monotonic() - started) * self._per_s)
+                self.send(min(due - self.sent, 2000))
+        except BaseException as error:  # raised where the flood is stopped
+            self.error = error
+
+
+class Sampler:
+    """The peak of what processes hold, looked at a few times a second from a thread."""
+
+    def __init__(self, pids: dict[str, int]) -> None:
+        self._processes = {process: psutil.Process(pid) for process, pid in pids.items()}
+        self.peak: Counter[str] = Counter()
+        self.object_store_peak = 0
+        self._halt = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._thread.start()
+
+    def now(self) -> dict[str, int]:
+        """Private resident memory of each process, bytes."""
+        return {process: private_bytes(running) for process, running in self._processes.items()}
+
+    def stop(self) -> None:
+        """Stop looking."""
+        self._halt.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._halt.wait(_SAMPLE_EVERY_S):
+            self.peak |= Counter(self.now())
+            self.object_store_peak = max(self.object_store_peak, object_store_bytes())
+
+
+def private_bytes(process: psutil.Process) -> int:
+    """Resident memory less shared pages."""
+    memory = process.memory_info()
+    return int(memory.rss - memory.shared)
+
+
+def object_store_bytes() -> int:
+    """What is in use of Ray's object store."""
+    total, free = (
+        resources.get("object_store_memory", 0.0)
+        for resources in (ray.cluster_resources(), ray.available_resources())
+    )
+    return int(total - free)
+
+
+def press(
+    folder: Path, tell: Callable[[str], None], pause_s: float = 30.0, input_mb: float = 200
+) -> Pressure:
+    """Pause one of two shard actors under full input in the Ray that is running.
+
+    Args:
+        folder: for everything that is stored.
+        tell: is told how far it is.
+        input_mb: what the producer sends in all, MB.
+
+    Raises:
+        TimeoutError: the stream did not drain.
+    """
+    with EmbeddedBroker() as broker:
+        settings = settings_for(broker.bootstrap_servers, folder, "pressure", batch_records=5000)
+        ensure_topics(settings.kafka, [settings.streaming.events_topic])
+        flood = Flood(settings, input_mb * 1e6 / (_BEFORE_S + pause_s + _AFTER_S))
+        try:
+            with Pipeline(settings) as pipeline:
+                pressure = _press(pipeline, flood, pause_s, tell)
+                log = read_log(settings.kafka, settings.streaming.events_topic)
+                wait_until(lambda: pipeline.has_applied(ends(log)), 30, "the last records")
+        finally:
+            flood.close()
+        pressure.records = sum(len(records) for records in log.values())
+        _compare(pressure, settings, log)
+        return pressure
+
+
+def _press(pipeline: Pipeline, flood: Flood, pause_s: float, tell: Callable[[str], None]) -> Pressure:
+    streaming = pipeline.settings.streaming
+    tell("memory under backpressure: warming up")
+    flood.send(_WARM_UP_RECORDS)
+    flood.flush()
+    wait_until(lambda: _applied(pipeline) >= _WARM_UP_RECORDS, 60, "the warm-up")
+    names = [*pipeline.names("shard"), *pipeline.names("ingestor")]
+    pids = {name.partition("-")[2]: pipeline.ask(name, "pid") for name in names}
+    sampler, halt = Sampler(pids), threading.Event()
+    bounds, pressure = Bounds.of(pipeline.settings), Pressure(pause_s, rest=sampler.now())
+    for process, rest in pressure.rest.items():
+        pressure.bound[process] = rest + (bounds.shard if process.startswith("shard") else bounds.ingestor)
+    pressure.object_store_bound = object_store_bytes() + bounds.object_store
+    paused = pids[f"shard-{streaming.shard_actors - 1}"]
+    try:
+        flood.start()
+        halt.wait(_BEFORE_S)
+        os.kill(paused, signal.SIGSTOP)
+        try:
+            tell(
+                f"memory under backpressure: one of {streaming.shard_actors} shards stands still for {pause_s:.0f} s"
+            )
+            halt.wait(pause_s)
+        finally:
+            os.kill(paused, signal.SIGCONT)
+        resumed_at = time.monotonic()
+        pressure.backlog_bytes, pressure.lag = flood.sent * RECORD_BYTES, flood.sent - _applied(pipeline)
+        tell(f"memory under backpressure: {pressure.lag:,} records to drain")
+        halt.wait(_AFTER_S)
+        flood.stop()
+        wait_until(lambda: _applied(pipeline) >= flood.sent, _DRAIN_TIMEOUT_S, "the lag's drain")
+        pressure.drained_s = time.monotonic() - resumed_at
+    finally:
+        sampler.stop()
+    pressure.peak, pressure.object_store_peak = dict(sampler.peak), sampler.object_store_peak
+    return pressure
+
+
+def _applied(pipeline: Pipeline) -> int:
+    answers = [pipeline.ask(name, "stats") for name in pipeline.names("shard")]
+    return sum(shard.applied for answer in answers for shard in answer or ())
+
+
+def _compare(pressure: Pressure, settings: Settings, log: dict[int, list[Logged]]) -> None:
+    """Every record is an event of its own: so each user's total is the number of the user's records."""
+    expected = Counter(name((record.key or b"").decode()) for records in log.values() for record in records)
+    found: Counter[int] = Counter()
+    for shard in range(settings.streaming.logical_shards):
+        with open_store(
+            settings.data_dir / "state", settings.data_dir / "windows", shard, settings.streaming
+        ) as store:
+            found.update({int(row["user"]): int(row["total"]) for row in store.rows()})
+    pressure.lost = (expected - found).total()
+    pressure.doubled = (found - expected).total()
+
+
+def _mib(size: int) -> float:
+    return round(size / MIB, 1)
