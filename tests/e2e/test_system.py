@@ -6,16 +6,24 @@ Users walk along a ring of items, so the next item is predictable from the last 
 import json
 
 import httpx
+import lmdb
 import numpy as np
 import pytest
 from ray import serve
+from typer.testing import CliRunner
 
 from services.actors import kill_actors
 from services.applications import run, wait_until
+from services.cli import app
 from services.settings import make_settings
+from streaming import environment
 from streaming.broker import free_port
 from streaming.catalog import CatalogReader
+from streaming.config import SnapshotSettings
+from streaming.hashing import hash_one
 from streaming.kafka import ensure_topics, make_producer
+from streaming.layout import shard_path, store_layout
+from streaming.snapshots import SnapshotStore
 from streaming.windows import complete_windows, read_window
 from training.bundle import load_bundle, save_bundle
 from training.data import from_window
@@ -61,6 +69,10 @@ class System:
 
     def recommend(self, user, **params):
         return self.get(f"/v1/recommendations/{user}", **params)
+
+    def windows(self):
+        folder = self.settings.data_dir / "windows"
+        return complete_windows(folder, self.settings.streaming.logical_shards)
 
     def close(self):
         self.producer.close(timeout=1)
@@ -176,6 +188,65 @@ def test_every_event_is_accounted_for_and_metrics_are_exported(system):
     assert set(stats["actors"].values()) == {"up"}
     assert "headrace_request_duration_seconds" in system.http.get("/metrics").text
     assert system.get("/openapi.json")["info"]["title"] == "Headrace"
+
+
+def test_scaling_moves_the_shards_of_the_running_system(system):
+    def scale(*arguments):
+        done = CliRunner().invoke(app, ["scale", "--url", str(system.http.base_url), *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    system.walk(1)
+    assert "shard actors 1 → 2" in scale("--shards", "2")
+    system.walk(1)
+    wait_until(lambda: system.get("/v1/stats")["events"]["applied"] == system.sent, 30, "all events applied")
+    assert "shard actors 2 → 1" in scale("--shards", "1")
+    system.walk(1)
+    wait_until(lambda: system.get("/v1/stats")["events"]["applied"] == system.sent, 30, "all events applied")
+    assert system.get("/v1/stats")["events"]["duplicates"] == 0
+    too_many = CliRunner().invoke(app, ["scale", "--url", str(system.http.base_url), "--shards", "3"])
+    assert too_many.exit_code == 2
+    assert "expected 1 to 2 (the logical shards), got 3" in too_many.output
+
+
+def test_a_forgotten_user_is_in_no_state_no_window_and_no_snapshot(system, tmp_path):
+    user = hash_one("u5")
+    assert any(user in users_of(window) for window in system.windows())
+    before = system.get("/v1/users/u5")["total"]
+    done = system.http.delete("/v1/users/u5")
+    assert done.status_code == 202, done.text
+    wait_until(lambda: system.http.get("/v1/users/u5").status_code == 410, 20, "the erasure")
+    [proof] = system.http.get("/v1/users/u5").json()["erasures"]
+    assert (proof["offset"], proof["events"]) == (done.json()["offset"], before)
+    assert proof["windows"]
+    assert system.recommend("u5")["state"]["known"] is False
+    assert not any(user in users_of(window) for window in system.windows())
+
+    known = len(system.windows())
+    system.send("u5", "i1", 1)  # comes late, from the erased past
+    for step in range(3):
+        for other in range(10, 20):
+            system.send(f"u{other}", f"i{step}", system.time_ms)
+        system.time_ms += WINDOW_MS
+    system.producer.flush(timeout=10)
+    wait_until(lambda: len(system.windows()) > known, 30, "a later window")
+    assert not any(user in users_of(window) for window in system.windows())
+    assert system.http.get("/v1/users/u5").status_code == 410
+    assert system.get("/v1/stats")["events"]["erased"] == 1
+
+    store = SnapshotStore(SnapshotSettings(url=f"file://{tmp_path}/snapshots"))
+    shard = user % system.settings.streaming.logical_shards
+    env = environment.open_reader(shard_path(system.settings.data_dir / "state", shard))
+    store.save(env, shard, store_layout(system.settings.streaming))
+    environment.close(env)
+    store.restore(shard, tmp_path / "restored")
+    with lmdb.open(str(tmp_path / "restored"), max_dbs=4, readonly=True) as copy, copy.begin() as txn:
+        assert txn.get(user.to_bytes(8, "big"), db=copy.open_db(b"rows", txn, create=False)) is None
+        assert txn.get(user.to_bytes(8, "big"), db=copy.open_db(b"proofs", txn, create=False)) is not None
+
+
+def users_of(window):
+    return set(read_window(window.path, ["user"])["user"].to_pylist())
 
 
 def test_a_broken_candidate_is_rejected_and_the_api_says_why(system):
