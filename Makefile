@@ -10,12 +10,12 @@ DATASET ?=
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-slow format clean
+.PHONY: help demo test lint types unit test-slow bench-stream bench-soak faults format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
 	  awk -F'\t' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
-	@echo "  variables: DURATION=seconds REPORT=file.json DATASET=folder PORT=8000 (demo), PYTHON, VENV"
+	@echo "  variables: DURATION=seconds REPORT=file.json DATASET=folder PORT=8000 (demo), REPORT (also bench-…, faults), PYTHON, VENV"
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a minute or two, once)"
 	@# torch first and from its pin: a looser requirement would bring a CUDA build of several gigabytes
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,avro,fast,s3,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,avro,bench,fast,s3,test]'
 	@touch $@
 
 demo: $(READY) ## the whole system on a recorded stream, live in this terminal
@@ -44,6 +44,15 @@ unit: $(READY) ## pytest, without the slow tests
 
 test-slow: $(READY) ## pytest, the slow tests only
 	@$(BIN)/python -m pytest -m slow
+
+bench-stream: $(READY) ## events per second beside Bytewax and Quix Streams, and freshness under load
+	@$(BIN)/python -m tests.bench.stream $(if $(REPORT),--report $(REPORT))
+
+bench-soak: $(READY) ## ten minutes of load: memory of every process over time
+	@$(BIN)/python -m tests.bench.stream --soak 600 $(if $(REPORT),--report $(REPORT))
+
+faults: $(READY) ## 50 kills and cut connections during 300,000 events: what was lost or doubled
+	@$(BIN)/python -m tests.faults $(if $(REPORT),--report $(REPORT))
 
 format: $(READY) ## let ruff format and fix
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
