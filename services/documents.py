@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from streaming.config import Source, StreamingSettings
-from streaming.mapping import FORGET_TYPE, Bounds, compile_mapping, iso
-from streaming.record import RecordError, dig, read_row
+from streaming.formats.mapping import FORGET_TYPE, Bounds, compile_mapping, iso
+from streaming.formats.record import RecordError, dig, read_row
 from streaming.rows import FORGET
 
 
@@ -36,7 +36,7 @@ def documents_of(values: Sequence[bytes | None], settings: StreamingSettings, so
     """
     parse: Callable[[bytes], Any] = json.loads
     if source.format == "avro":
-        from streaming.avro import AvroReader
+        from streaming.formats.avro import AvroReader
 
         parse = AvroReader(compile_mapping(settings, source), source.avro, settings.max_record_bytes).document
     documents: list[Any] = []

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from services.plain_text import printable
 from services.settings import Settings
+from streaming.backup.manifest import SnapshotInfo
+from streaming.backup.snapshots import SnapshotStore
 from streaming.errors import SnapshotError
 from streaming.layout import own, shard_path, store_layout
-from streaming.manifest import SnapshotInfo
-from streaming.snapshots import SnapshotStore
 
 _PARTITIONS_SHOWN = 4
 

@@ -24,7 +24,7 @@ from services.vocabulary import (
     known_type,
 )
 from streaming.config import FieldName, FieldPaths, Source
-from streaming.mapping import RECORD_TIME
+from streaming.formats.mapping import RECORD_TIME
 
 REQUIRED: tuple[FieldName, ...] = ("user_id", "item_id", "type", "timestamp")
 

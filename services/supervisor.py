@@ -18,8 +18,8 @@ from services import layout
 from services.actors import Actors
 from services.autoscale import Autoscaler
 from services.settings import Settings
+from streaming.backup.snapshotter import SnapshotStats
 from streaming.kafka import ensure_topics
-from streaming.snapshotter import SnapshotStats
 from training.learner import read_status
 from training.registry import Registry
 

@@ -7,7 +7,7 @@ from serving.config import ServingSettings
 from serving.errors import InvalidRequestError
 from serving.models import NewEvent, RecommendationRequest
 from streaming.config import StreamingSettings
-from streaming.mapping import MAX_VALUE
+from streaming.formats.mapping import MAX_VALUE
 
 
 class Limits:

@@ -18,8 +18,8 @@ from serving.errors import InvalidRequestError, UnavailableError
 from serving.models import Acknowledgement, NewEvent
 from streaming.config import KafkaSettings, Source
 from streaming.errors import BrokerError
+from streaming.formats.shape import RecordShape, ShapeError
 from streaming.kafka import make_producer
-from streaming.shape import RecordShape, ShapeError
 
 
 class EventSink(Protocol):

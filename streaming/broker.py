@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from streaming.brokers.tls_front import TlsFront
 from streaming.errors import BrokerError
-from streaming.tls_front import TlsFront
 
 _IN_MEMORY = ("--storage-engine", "memory://tansu/", "--silent")
 

@@ -1,9 +1,9 @@
 """The Event contract: from the bytes of a micro-batch to validated columns, and reasons for what fails.
 
-A batch is read into columns, block by block (`streaming.jsonlines`, `streaming.avro`), and what is plainly right
-becomes events there (`streaming.columns`): some 900,000 per second and core. What is left is judged record by
-record (`streaming.record`), which finds the reason a person can act on. Both follow the source's
-`streaming.mapping`, and a record fares the same in whatever company it comes.
+A batch is read into columns, block by block (`formats.jsonlines`, `formats.avro`), and what is plainly right
+becomes events there (`formats.columns`): some 900,000 per second and core. What is left is judged record by
+record (`formats.record`), which finds the reason a person can act on. Both follow the source's
+`formats.mapping`, and a record fares the same in whatever company it comes.
 """
 
 import time
@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from streaming.columns import Events, check, to_events
 from streaming.config import Source, StreamingSettings
-from streaming.jsonlines import JsonReader
-from streaming.mapping import FORGET_TYPE, RECORD_TIME, Bounds, compile_mapping, epoch_ms
-from streaming.record import RecordError, Row, read_row, tombstone_row
+from streaming.formats.columns import Events, check, to_events
+from streaming.formats.jsonlines import JsonReader
+from streaming.formats.mapping import FORGET_TYPE, RECORD_TIME, Bounds, compile_mapping, epoch_ms
+from streaming.formats.record import RecordError, Row, read_row, tombstone_row
 from streaming.rows import FORGET, NO_CATEGORY, Int64
 
 __all__ = [
@@ -45,7 +45,7 @@ class RecordReader(Protocol):
     """Reads the records of one format."""
 
     def read(self, values: Sequence[bytes | None]) -> tuple[pa.Table, list[int]]:
-        """Read what can be read in columns (schema `streaming.columns.RAW`); positions of the others."""
+        """Read what can be read in columns (schema `streaming.formats.columns.RAW`); positions of the others."""
         ...
 
     def document(self, value: bytes) -> Mapping[str, Any]:
@@ -77,7 +77,7 @@ class EventDecoder:
         self._mapping = compile_mapping(settings, source)
         self._reader: RecordReader = JsonReader(self._mapping, settings.max_record_bytes)
         if source.format == "avro":
-            from streaming.avro import AvroReader  # optional, and seldom needed
+            from streaming.formats.avro import AvroReader  # optional, and seldom needed
 
             self._reader = AvroReader(self._mapping, source.avro, settings.max_record_bytes)
 

@@ -22,10 +22,10 @@ from kafka.errors import (
 from kafka.net.compat import KafkaNetClient
 from xxhash import xxh3_64_intdigest
 
+from streaming.brokers.probe import diagnosis, probe
+from streaming.brokers.security import kafka_python_security, scrubbed
 from streaming.config import KafkaSettings
 from streaming.errors import BrokerError
-from streaming.probe import diagnosis, probe
-from streaming.security import kafka_python_security, scrubbed
 
 FETCH_BYTES_PER_PARTITION = 1024 * 1024  # a turn of one partition must not take seconds
 FETCH_BYTES = (
@@ -151,7 +151,9 @@ class TopicInfo:
     """What a topic is at present."""
 
     partitions: tuple[int, ...]  # in order; none: it does not exist
-    generation: int  # another number where a topic of the same name was made anew; 0: the broker does not tell
+    generation: (
+        int  # another number where a topic of the same name was made anew; 0: the broker does not tell
+    )
 
 
 def topics_of(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, TopicInfo]:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from streaming.backup.snapshotter import SnapshotStats, Snapshotter
 from streaming.batch import ActorBatch, Position
 from streaming.config import StreamingSettings
 from streaming.errors import FencedError, StoreError
 from streaming.rows import Rows
-from streaming.snapshotter import SnapshotStats, Snapshotter
 from streaming.state import ShardStats, ShardStore
 
 log = logging.getLogger(__name__)

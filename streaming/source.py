@@ -115,7 +115,7 @@ def make_source(settings: KafkaSettings, max_records: int) -> RecordSource:
     """
     if settings.client == "confluent":
         try:
-            from streaming.source_confluent import ConfluentSource
+            from streaming.brokers.source_confluent import ConfluentSource
         except ImportError as error:
             raise BrokerError(
                 "kafka.client=confluent needs the package confluent-kafka: run `pip install 'headrace[fast]'`, "

@@ -10,7 +10,7 @@ from services.commands import SettingsOption, fail
 
 if TYPE_CHECKING:
     from services.settings import Settings
-    from streaming.snapshots import SnapshotStore
+    from streaming.backup.snapshots import SnapshotStore
 
 _From = Annotated[
     str | None,
@@ -105,7 +105,7 @@ def _load(path: Path | None) -> "Settings":
 
 
 def _store(settings: "Settings", url: str | None) -> "SnapshotStore":
-    from streaming.snapshots import SnapshotStore
+    from streaming.backup.snapshots import SnapshotStore
 
     configured = settings.streaming.snapshots
     return SnapshotStore(configured.model_copy(update={"url": url}) if url else configured)

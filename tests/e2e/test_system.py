@@ -17,13 +17,13 @@ from services.applications import run, wait_until
 from services.cli import app
 from services.settings import make_settings
 from streaming import environment
+from streaming.backup.snapshots import SnapshotStore
 from streaming.broker import free_port
 from streaming.catalog import CatalogReader
 from streaming.config import SnapshotSettings
 from streaming.hashing import hash_one
 from streaming.kafka import ensure_topics, make_producer
 from streaming.layout import shard_path, store_layout
-from streaming.snapshots import SnapshotStore
 from streaming.windows import complete_windows, read_window
 from training.bundle import load_bundle, save_bundle
 from training.data import from_window

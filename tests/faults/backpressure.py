@@ -1,16 +1,16 @@
 """One shard actor stands still for 30 s under full input: what does every process hold meanwhile?
 
-A shard that does not answer stops the ingestors: each has at most `pipeline_depth` micro-batches under way and those
-of one poll on top, and reads no further. So what a process may hold beyond what it takes at rest follows from the
-settings:
+A shard that does not answer stops the ingestors: each has at most `pipeline_depth` micro-batches under way, holds
+`buffered_records` more and what one poll brought on top, and reads no further. So what a process may hold beyond what
+it takes at rest follows from the settings:
 
 ingestor  what the client has fetched, 1 MiB per partition and fetch: a fetch being read, one that waits, one that
-          comes in, and a copy while it is put together (4 x 1 MiB x its partitions); the records of one poll as
-          Python objects and decoded columns (1 kB each beside twice their size); its micro-batches under way
+          comes in, and a copy while it is put together (4 x 1 MiB x its partitions); the records that it holds,
+          1 kB each beside their own size; one micro-batch being decoded, 3 times its size; those under way
 shard     the micro-batches that ingestors have under way; rows before and after, and the pages of LMDB that one
           batch touches (two of 4 KiB, twice, per event at most); the largest window, as it is written
 
-and 48 MiB each for what is not ours to bound: the arenas of allocators, the buffers of Ray's and Kafka's clients.
+and 32 MiB each for what is not ours to bound: the arenas of allocators, the buffers of Ray's and Kafka's clients.
 The object store holds micro-batches: those under way, and as many again that were sent before a rewind. A micro-batch
 takes 96 bytes per event. None of this grows with the length of the pause, nor with what waits in the topic.
 
@@ -42,10 +42,11 @@ from tests.faults.run import BASE_MS
 from tests.faults.truth import name
 
 MIB = 1024 * 1024
-RECORD_BYTES, USERS = 1000, 2000
-_EVENT_BYTES, _OBJECT_BYTES, _UNBOUND_BYTES, _PAGE_BYTES = 96, 1024, 48 * MIB, 4096
+RECORD_BYTES, USERS = 2000, 2000
+_EVENT_BYTES, _OBJECT_BYTES, _UNBOUND_BYTES, _PAGE_BYTES = 96, 1024, 32 * MIB, 4096
 _RECORDS_PER_WINDOW = 20_000
-_WARM_UP_RECORDS = 10_000
+_WARM_UP_RECORDS = 5000
+_SIZES = {"batch_records": 2500, "buffered_records": 10_000, "pipeline_depth": 3}
 _BEFORE_S, _AFTER_S = 3.0, 3.0  # full input around the pause
 _SAMPLE_EVERY_S = 0.25
 _DRAIN_TIMEOUT_S = 180.0
@@ -64,18 +65,18 @@ class Bounds:
         """Derive them from the settings, as the module says."""
         streaming = settings.streaming
         partitions = -(-settings.kafka.partitions // streaming.ingestors)
-        under_way = (streaming.pipeline_depth + partitions) * streaming.batch_records * _EVENT_BYTES
-        poll = streaming.batch_records * (_OBJECT_BYTES + 2 * RECORD_BYTES)
-        rows = 2 * streaming.batch_records * row_dtype(streaming).itemsize
-        window = _RECORDS_PER_WINDOW * (64 + row_dtype(streaming).itemsize)
+        batch, row = streaming.batch_records, row_dtype(streaming).itemsize
+        held = (streaming.buffered_records + batch) * (RECORD_BYTES + _OBJECT_BYTES)
+        under_way = (streaming.pipeline_depth + partitions) * batch * _EVENT_BYTES
+        fetched = 4 * FETCH_BYTES_PER_PARTITION * partitions
+        window = _RECORDS_PER_WINDOW * (64 + row)
         return cls(
-            4 * FETCH_BYTES_PER_PARTITION * partitions + poll + under_way + _UNBOUND_BYTES,
-            streaming.ingestors * under_way
-            + rows
-            + 4 * _PAGE_BYTES * streaming.batch_records
+            ingestor=fetched + held + 3 * batch * RECORD_BYTES + under_way + _UNBOUND_BYTES,
+            shard=streaming.ingestors * under_way
+            + batch * (2 * row + 4 * _PAGE_BYTES)
             + window
             + _UNBOUND_BYTES,
-            2 * streaming.ingestors * under_way,
+            object_store=2 * streaming.ingestors * under_way,
         )
 
 
@@ -89,6 +90,8 @@ class Pressure:
     lag: int = 0  # records then
     rest: dict[str, int] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
+    early: dict[str, int] = field(default_factory=dict)  # a third into the pause
+    late: dict[str, int] = field(default_factory=dict)  # at its end
     bound: dict[str, int] = field(default_factory=dict)
     object_store_peak: int = 0
     object_store_bound: int = 0
@@ -114,6 +117,7 @@ class Pressure:
                 process: {
                     "rest_mib": _mib(self.rest[process]),
                     "peak_mib": _mib(self.peak[process]),
+                    "growth_in_pause_mib": _mib(self.late[process] - self.early[process]),
                     "bound_mib": _mib(self.bound[process]),
                 }
                 for process in self.bound
@@ -226,7 +230,7 @@ def object_store_bytes() -> int:
 
 
 def press(
-    folder: Path, tell: Callable[[str], None], pause_s: float = 30.0, input_mb: float = 200
+    folder: Path, tell: Callable[[str], None], pause_s: float = 30.0, input_mb: float = 300
 ) -> Pressure:
     """Pause one of two shard actors under full input in the Ray that is running.
 
@@ -239,7 +243,7 @@ def press(
         TimeoutError: the stream did not drain.
     """
     with EmbeddedBroker() as broker:
-        settings = settings_for(broker.bootstrap_servers, folder, "pressure", batch_records=5000)
+        settings = settings_for(broker.bootstrap_servers, folder, "pressure", **_SIZES)
         ensure_topics(settings.kafka, [settings.streaming.events_topic])
         flood = Flood(settings, input_mb * 1e6 / (_BEFORE_S + pause_s + _AFTER_S))
         try:
@@ -273,10 +277,11 @@ def _press(pipeline: Pipeline, flood: Flood, pause_s: float, tell: Callable[[str
         halt.wait(_BEFORE_S)
         os.kill(paused, signal.SIGSTOP)
         try:
-            tell(
-                f"memory under backpressure: one of {streaming.shard_actors} shards stands still for {pause_s:.0f} s"
-            )
-            halt.wait(pause_s)
+            tell(f"memory under backpressure: a shard actor stands still for {pause_s:.0f} s")
+            halt.wait(pause_s / 3)
+            pressure.early = sampler.now()
+            halt.wait(pause_s * 2 / 3)
+            pressure.late = sampler.now()
         finally:
             os.kill(paused, signal.SIGCONT)
         resumed_at = time.monotonic()

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from services.commands.restore import restore, snapshots
 from services.restore import Restore, Restored, restored_table, snapshots_of
 from services.settings import make_settings
+from streaming.backup.snapshots import SnapshotStore
 from streaming.errors import StoreError
 from streaming.layout import own, shard_path, store_layout
-from streaming.snapshots import SnapshotStore
 from streaming.state import open_store
 from tests.streaming.oracle import Event, make_batch
 

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from streaming.columns import RAW
 from streaming.config import AvroSettings, Source, StateSettings, StreamingSettings
 from streaming.errors import BrokerError
 from streaming.events import FORGET, EventDecoder
+from streaming.formats.columns import RAW
 from streaming.hashing import hash_one
 
 fastavro = pytest.importorskip("fastavro")

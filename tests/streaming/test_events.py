@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import streaming.jsonlines
+import streaming.formats.jsonlines
 from streaming.config import Source, StateSettings, StreamingSettings
 from streaming.events import FORGET, NO_CATEGORY, EventDecoder
+from streaming.formats.jsonlines import BLOCK
 from streaming.hashing import hash_one
-from streaming.jsonlines import BLOCK
 
 NOW = 1_700_000_100_000
 GOOD = {
@@ -394,7 +394,7 @@ def test_whatever_comes_each_record_fares_as_it_would_alone(batch):
 def work(monkeypatch):
     """Lines given to Arrow's reader, and records given to Python's parser."""
     done = {"lines": 0, "singles": 0}
-    read, parse = streaming.jsonlines.pj.read_json, streaming.jsonlines.parse_json
+    read, parse = streaming.formats.jsonlines.pj.read_json, streaming.formats.jsonlines.parse_json
 
     def counting_read(source, **options):
         done["lines"] += source.getvalue().count(b"\n")
@@ -404,8 +404,8 @@ def work(monkeypatch):
         done["singles"] += 1
         return parse(value, max_bytes)
 
-    monkeypatch.setattr(streaming.jsonlines.pj, "read_json", counting_read)
-    monkeypatch.setattr(streaming.jsonlines, "parse_json", counting_parse)
+    monkeypatch.setattr(streaming.formats.jsonlines.pj, "read_json", counting_read)
+    monkeypatch.setattr(streaming.formats.jsonlines, "parse_json", counting_parse)
     return done
 
 

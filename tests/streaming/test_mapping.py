@@ -12,9 +12,9 @@ from serving.models import NewEvent
 from serving.ports import KafkaSink
 from streaming.config import KafkaSettings, Source, StateSettings, StreamingSettings
 from streaming.events import FORGET, NO_CATEGORY, EventDecoder
+from streaming.formats.shape import ShapeError
 from streaming.hashing import hash_one
 from streaming.kafka import ensure_topics, make_consumer
-from streaming.shape import ShapeError
 
 NOW = 1_700_000_100_000
 SHOP = Source(

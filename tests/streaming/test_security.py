@@ -17,10 +17,10 @@ import pytest
 from pydantic import ValidationError
 
 from streaming.broker import EmbeddedBroker, free_port
+from streaming.brokers.security import secret, token_source
 from streaming.config import KafkaSettings
 from streaming.errors import BrokerError
 from streaming.kafka import check_connection, ensure_topics, make_producer
-from streaming.security import secret, token_source
 from streaming.source import make_source
 from tests.streaming.certificates import Authority
 from tests.streaming.sasl_front import SaslFront

@@ -15,13 +15,13 @@ from fsspec.registry import _registry as registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streaming import snapshots
+from streaming.backup import snapshots
+from streaming.backup.compaction import copy_live
+from streaming.backup.snapshots import SnapshotStore
 from streaming.batch import Position, partition_code
-from streaming.compaction import copy_live
 from streaming.config import SnapshotSettings
 from streaming.errors import SnapshotError
 from streaming.layout import put_position, stored_positions
-from streaming.snapshots import SnapshotStore
 from tests.streaming.seaweed import ACCESS_KEY, SECRET_KEY, s3_server, weed
 
 LAYOUT = {"topics": ["events", "clicks"], "sequence_length": 4}
@@ -283,7 +283,7 @@ a_change = st.tuples(st.integers(0, 40), st.none() | st.integers(0, 9000))
 def test_a_copy_holds_what_is_live_whatever_was_written_before(tmp_path_factory, history, chunk_bytes):
     folder = tmp_path_factory.mktemp("copies")
     with pytest.MonkeyPatch.context() as patch, environment(folder / "env") as opened:
-        patch.setattr("streaming.compaction._CHUNK_BYTES", chunk_bytes)
+        patch.setattr("streaming.backup.compaction._CHUNK_BYTES", chunk_bytes)
         for number, changes in enumerate(history):
             rows = {b"k%d" % key: None if size is None else b"x" * size for key, size in changes}
             opened.put(rows, number)

@@ -301,7 +301,7 @@ def test_closing_twice_is_closing(settings):
 
 def test_a_client_that_is_not_installed_is_named(broker, monkeypatch):
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
-    monkeypatch.delitem(sys.modules, "streaming.source_confluent", raising=False)
+    monkeypatch.delitem(sys.modules, "streaming.brokers.source_confluent", raising=False)
     with pytest.raises(BrokerError, match=r"pip install 'headrace\[fast\]'.*kafka\.client=kafka-python"):
         make_source(KafkaSettings(bootstrap_servers=broker, client="confluent"), 10)
 

@@ -1,8 +1,8 @@
 """What a source's settings make of a record: where each field stands, and what stands in for it.
 
 A `Mapping` is a `Source` checked against the rest of the settings and brought into the form in which both
-readers use it: the one over columns (`streaming.columns`) and the one over a single record
-(`streaming.record`). Whatever cannot work is refused here, at start, with the path of the setting.
+readers use it: the one over columns (`formats.columns`) and the one over a single record
+(`formats.record`). Whatever cannot work is refused here, at start, with the path of the setting.
 """
 
 import math

@@ -27,13 +27,13 @@ from typing import Any
 
 import lmdb
 
-from streaming.compaction import copy_live
+from streaming.backup.compaction import copy_live
+from streaming.backup.manifest import SnapshotInfo, labelled, time_of
+from streaming.backup.packing import flush, pack, scratch, sha256, unpack
+from streaming.backup.remote import Remote
 from streaming.config import SnapshotSettings
 from streaming.errors import SnapshotError
 from streaming.layout import stored_positions
-from streaming.manifest import SnapshotInfo, labelled, time_of
-from streaming.packing import flush, pack, scratch, sha256, unpack
-from streaming.remote import Remote
 
 log = logging.getLogger(__name__)
 

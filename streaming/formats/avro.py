@@ -22,11 +22,11 @@ from uuid import UUID
 import numpy as np
 import pyarrow as pa
 
-from streaming.columns import RAW, times_from_moments, times_from_numbers, times_from_text
 from streaming.config import AvroSettings
-from streaming.mapping import LABELS, Mapping
-from streaming.record import RecordError, check_size
-from streaming.schema_registry import SchemaRegistry
+from streaming.formats.columns import RAW, times_from_moments, times_from_numbers, times_from_text
+from streaming.formats.mapping import LABELS, Mapping
+from streaming.formats.record import RecordError, check_size
+from streaming.formats.schema_registry import SchemaRegistry
 
 _NONE = type(None)
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import numpy as np
 
-from streaming.mapping import (
+from streaming.formats.mapping import (
     RECORD_TIME,
     Bounds,
     Mapping,

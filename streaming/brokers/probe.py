@@ -13,9 +13,9 @@ import time
 
 from kafka.net.sasl import get_sasl_mechanism
 
+from streaming.brokers.security import credentials_advice, kafka_python_security, scrubbed, tls_context
 from streaming.config import KafkaSettings
 from streaming.errors import BrokerError
-from streaming.security import credentials_advice, kafka_python_security, scrubbed, tls_context
 
 _TRY_S = 5.0  # longest one attempt at one server takes
 _RETRY_S = 0.25  # pause between two rounds over servers that cannot be reached

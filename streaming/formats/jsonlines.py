@@ -2,7 +2,7 @@
 
 The schema is explicit, built from the paths of the mapping, so that everything else in a record is skipped
 without being kept. Arrow's reader fails as a whole on one bad record, but nearly always says in which row;
-then the rows before it are read again, that one is left to `streaming.record`, and reading goes on behind it.
+then the rows before it are read again, that one is left to `formats.record`, and reading goes on behind it.
 Where it does not say, the lines are halved. What a block may cost is bounded: once four times its lines have been
 given to the reader, the rest of them is judged one by one.
 
@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from streaming.columns import RAW, times_from_numbers, times_from_text
-from streaming.mapping import LABELS, Mapping
-from streaming.record import MAX_DEPTH, Huge, RecordError, dig, is_deep, parse_json
+from streaming.formats.columns import RAW, times_from_numbers, times_from_text
+from streaming.formats.mapping import LABELS, Mapping
+from streaming.formats.record import MAX_DEPTH, Huge, RecordError, dig, is_deep, parse_json
 from streaming.rows import Int64
 
 BLOCK = 2048  # lines; smaller blocks are read again sooner, larger ones pay Arrow's call less often

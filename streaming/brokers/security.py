@@ -13,9 +13,9 @@ from typing import Any
 
 from kafka.net.sasl.oauth import AbstractTokenProvider
 
+from streaming.brokers.tokens import TokenSource
 from streaming.config import KafkaSettings
 from streaming.errors import BrokerError
-from streaming.tokens import TokenSource
 
 _SECRETS = ("sasl_password", "oauth_client_secret", "ssl_key_password")
 

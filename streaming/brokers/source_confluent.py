@@ -13,11 +13,11 @@ from typing import Any, cast
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from streaming.brokers.probe import diagnosis
+from streaming.brokers.security import librdkafka_security, scrubbed
 from streaming.config import KafkaSettings
 from streaming.errors import BrokerError
 from streaming.kafka import FETCH_BYTES, FETCH_BYTES_PER_PARTITION
-from streaming.probe import diagnosis
-from streaming.security import librdkafka_security, scrubbed
 from streaming.source import LOOKUP_TIMEOUT_S, Header, Part, Records, Watch, no_collection, part_names
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streaming import environment
+from streaming.backup.snapshots import SnapshotStore
 from streaming.config import StreamingSettings
 from streaming.errors import StreamingError
 from streaming.layout import shard_path, store_layout
-from streaming.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
 

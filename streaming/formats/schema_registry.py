@@ -17,7 +17,7 @@ import httpx
 
 from streaming.config import AvroSettings
 from streaming.errors import BrokerError
-from streaming.record import RecordError
+from streaming.formats.record import RecordError
 
 _HEADER_BYTES = 5
 _NOT_FOUND = 40403  # the API's own code: a proxy in between may say 404 for other reasons

@@ -1,7 +1,7 @@
 """Many records at a time, as columns: those that are plainly events, and which ones need a closer look.
 
-A reader (`streaming.jsonlines`, `streaming.avro`) delivers the fields of a batch in the schema `RAW`; here they
-are held against the mapping and the bounds. A record passes only if `streaming.record` would make the very
+A reader (`formats.jsonlines`, `streaming.formats.avro`) delivers the fields of a batch in the schema `RAW`; here they
+are held against the mapping and the bounds. A record passes only if `formats.record` would make the very
 same row of it; the check may therefore be coarse, but only to one side.
 """
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from streaming.formats.mapping import LABELS, MAX_VALUE, RECORD_TIME, Bounds, Mapping, epoch_ms
+from streaming.formats.record import Row
 from streaming.hashing import UInt64, stable_hash
-from streaming.mapping import LABELS, MAX_VALUE, RECORD_TIME, Bounds, Mapping, epoch_ms
-from streaming.record import Row
 from streaming.rows import FORGET, NO_CATEGORY, Int64
 
 Mask = npt.NDArray[np.bool_]

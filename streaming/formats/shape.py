@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from streaming.config import Source
-from streaming.mapping import FORGET_TYPE, RECORD_TIME, epoch_ms
+from streaming.formats.mapping import FORGET_TYPE, RECORD_TIME, epoch_ms
 
 
 class ShapeError(ValueError):

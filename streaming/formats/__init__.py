@@ -1,0 +1,1 @@
+"""Records in other shapes than ours: how they become events, and events become records."""
