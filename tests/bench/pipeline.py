@@ -21,11 +21,10 @@ from streaming.cataloguer import Cataloguer
 from streaming.kafka import ensure_topics
 
 # Streaming settings for two cores, by client; `--set name=value` overrides one for both. kafka-python takes half a
-# core and more for itself, so there are two ingestors; with confluent-kafka one keeps two shard actors busy. Batches
-# may grow as large as the tuned Bytewax's, which happens only while there is a backlog.
+# core and more for itself, so there are two ingestors; with confluent-kafka one keeps two shard actors busy.
 TUNING: dict[str, dict[str, Any]] = {
-    "kafka-python": {"ingestors": 2, "shard_actors": 2, "logical_shards": 2, "batch_records": 50_000},
-    "confluent": {"ingestors": 1, "shard_actors": 2, "logical_shards": 2, "batch_records": 50_000},
+    "kafka-python": {"ingestors": 2, "shard_actors": 2},
+    "confluent": {"ingestors": 1, "shard_actors": 2},
 }
 MAP_SIZE_GIB = 4
 START_TIMEOUT_S = 120.0

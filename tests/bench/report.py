@@ -14,8 +14,8 @@ HEADRACE = {
     "headrace_kafka_python": "Headrace, kafka-python",
     "headrace_confluent": "Headrace, confluent-kafka",
 }
-PEERS = {"quixstreams": "Quix Streams", "bytewax": "Bytewax, tuned"}
-EXTRA = {"bytewax_documented": "Bytewax, as documented"}
+PEERS = {"quixstreams": "Quix Streams", "bytewax": "Bytewax, as documented"}
+EXTRA = {"bytewax_tuned": "Bytewax, tuned by us"}
 NAMES = HEADRACE | PEERS | EXTRA
 
 

@@ -35,7 +35,7 @@ from tests.bench.report import HEADRACE, NAMES, PEERS, make_report, speed_table,
 from tests.bench.workload import make_workload
 
 TOPIC = "bench"
-DEFAULT = (*HEADRACE, *PEERS, "bytewax_documented")
+DEFAULT = (*HEADRACE, *PEERS, "bytewax_tuned")
 CLIENTS = {"headrace_kafka_python": "kafka-python", "headrace_confluent": "confluent"}
 SOAK_SHARE = 0.25  # of the measured rate, when --soak-rate is not given
 
@@ -156,7 +156,7 @@ class Bench:
         python, count = self.python, self.options.peer_processes
         if name == "quixstreams":
             return lambda stream: peers.run_quix(stream, python, count, self.out)
-        style = "tuned" if name == "bytewax" else "documented"
+        style = "tuned" if name == "bytewax_tuned" else "documented"
         return lambda stream: peers.run_bytewax(stream, python, style, count, self.out)
 
     def _available(self, names: list[str]) -> list[str]:
