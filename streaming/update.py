@@ -82,10 +82,10 @@ def update_rows(
         erased_upto_ms: (U,) events up to this time are of an erased past; changed in place.
     """
     cut = np.full(len(rows), NEVER) if erased_upto_ms is None else erased_upto_ms
-    outcome = np.zeros(len(events), np.uint8)
-    touched = Touched(outcome, [], {}, 0)
+    touched = Touched(np.zeros(len(events), np.uint8), [], {}, 0)
     expired = 0
     passes, careful = _passes(rows, owner, events, rules, cut)
+    touched.outcome[passes < 0] = DUPLICATE
     for number in range(int(passes.max(initial=-1)) + 1):
         chosen = np.flatnonzero(passes == number) if passes.any() else np.arange(len(events))
         if careful.any():
@@ -95,13 +95,8 @@ def update_rows(
             continue
         # sort by row; a stable sort keeps arrival order within a user
         chosen = chosen[np.argsort(owner[chosen], kind="stable")]
-        part, part_owner = events.take(chosen), owner[chosen]
-        starts = np.flatnonzero(np.append(True, part_owner[1:] != part_owner[:-1]))
-        who = part_owner[starts]
-        _apply(
-            rows, _Part(who, starts, np.diff(np.append(starts, len(part))), part), partition, rules, touched
-        )
-    return Touched(outcome, touched.contexts, touched.erased, expired)
+        _apply(rows, _Part.of_sorted(owner[chosen], events.take(chosen)), partition, rules, touched)
+    return Touched(touched.outcome, touched.contexts, touched.erased, expired)
 
 
 @dataclass(frozen=True)
@@ -112,6 +107,12 @@ class _Part:
     starts: Int64
     counts: Int64
     events: EventColumns
+
+    @classmethod
+    def of_sorted(cls, owner: Int64, events: EventColumns) -> "_Part":
+        """Events that are sorted by their rows."""
+        starts = np.flatnonzero(np.append(True, owner[1:] != owner[:-1]))
+        return cls(owner[starts], starts, np.diff(np.append(starts, len(owner))), events)
 
     @property
     def place(self) -> Int64:
@@ -137,46 +138,74 @@ def _apply(rows: Rows, part: _Part, partition: int, rules: Rules, touched: Touch
 
 
 def _passes(rows: Rows, owner: Int64, events: EventColumns, rules: Rules, cut: Int64) -> tuple[Int64, Bools]:
-    """Number each event with the pass in which it may be applied, and say which users need care.
+    """Number each event with the pass in which it may be applied (-1: a duplicate), and say which users need care.
 
     Events of one user may share a pass only where doing them together equals doing them in turn: they
-    count into one window, none of them can be a duplicate, and none erases or outlives the row. The k-th
+    count into one window, no doubt is left about duplicates, and none erases or outlives the row. The k-th
     window change of a user opens its k-th pass; a user that needs care gets a pass per event.
     """
     order = np.argsort(owner, kind="stable")
-    who, window, ids = owner[order], events.window[order], events.event_id[order]
+    sorted_events = events.take(order)
+    who, window = owner[order], sorted_events.window
     same_user = np.zeros(len(order), bool)
     same_user[1:] = who[1:] == who[:-1]
-    step = np.zeros(len(order), np.int64)
-    step[1:] = same_user[1:] & (window[1:] != window[:-1])
 
     careful = np.zeros(len(rows), bool)
-    careful[who[_seen_before(rows, who, ids)]] = True
-    if same_user.any():
-        pairs = np.lexsort((ids, who))
-        left, right = pairs[:-1], pairs[1:]
-        twin = (who[left] == who[right]) & (ids[left] == ids[right]) & (ids[left] != 0)
-        careful[who[right[twin]]] = True
-    careful[who[events.type[order] == FORGET]] = True
-    careful[owner[events.time_ms <= cut[owner]]] = True
+    careful[who[sorted_events.type == FORGET]] = True
+    careful[who[sorted_events.time_ms <= cut[who]]] = True
     if rules.ttl_ms is not None:
-        starts = np.flatnonzero(~same_user)
-        part = _Part(who[starts], starts, np.diff(np.append(starts, len(who))), events.take(order))
+        part = _Part.of_sorted(who, sorted_events)
         before, _ = _newest_before(rows["last_ms"][part.who], part)
         late = (before != NEVER) & (
-            part.events.clock_ms - np.where(before == NEVER, 0, before) > rules.ttl_ms
+            sorted_events.clock_ms - np.where(before == NEVER, 0, before) > rules.ttl_ms
         )
         careful[who[late]] = True
-    step[careful[who] & same_user] = 1
-    if not step.any():
-        return np.zeros(len(order), np.int64), careful
+    certain = _duplicates(rows, who, sorted_events, careful)
 
-    total = np.cumsum(step)
-    first = np.flatnonzero(~same_user)
-    base = np.repeat(total[first], np.diff(np.append(first, len(order))))
-    passes = np.empty(len(order), np.int64)
-    passes[order] = total - base
+    step = np.zeros(len(order), np.int64)
+    step[1:] = same_user[1:] & (window[1:] != window[:-1])
+    step[careful[who] & same_user] = 1
+    passes = np.zeros(len(order), np.int64)
+    if step.any():
+        total = np.cumsum(step)
+        first = np.flatnonzero(~same_user)
+        passes[order] = total - np.repeat(total[first], np.diff(np.append(first, len(order))))
+    passes[order[certain]] = -1
     return passes, careful
+
+
+def _duplicates(rows: Rows, who: Int64, events: EventColumns, careful: Bools) -> Bools:
+    """Which events (N,), sorted by row, are duplicates for certain; users with a doubtful one are marked careful.
+
+    An event that is the r-th newest of L leaves the row only after L - r others have come. So a repeat is certain
+    where fewer than that came between. For a repeat within the batch the first of the two must have been the newest
+    when it came, which is so where a user's events came in order.
+    """
+    length, ids = rows["events"].shape[1], events.event_id
+    starts = np.flatnonzero(np.append(True, who[1:] != who[:-1]))
+    nth = np.arange(len(who)) - np.repeat(starts, np.diff(np.append(starts, len(who))))
+    suspect = np.flatnonzero(_seen_before(rows, who, ids))
+    certain = np.zeros(len(who), bool)
+    if len(suspect):
+        newest = np.argmax(rows["events"]["id"][who[suspect]][:, ::-1] == ids[suspect][:, None], axis=1)
+        certain[suspect] = newest + nth[suspect] < length
+    pairs = np.lexsort((np.arange(len(who)), ids, who))
+    left, right = pairs[:-1], pairs[1:]
+    again = (who[left] == who[right]) & (ids[left] == ids[right]) & (ids[left] != 0)
+    repeats = right[again]
+    if len(repeats):
+        new_name = np.append(True, ~again)
+        first = pairs[np.maximum.accumulate(np.where(new_name, np.arange(len(pairs)), 0))][1:][again]
+        users = np.flatnonzero(np.isin(who, who[repeats]))
+        part = _Part.of_sorted(who[users], events.take(users))
+        in_order = np.zeros(len(rows), bool)
+        in_order[part.who] = _newest_before(rows["last_ms"][part.who], part)[1]
+        entered = ~np.isin(first, suspect)  # the first of the two is no repeat itself
+        certain[repeats] |= entered & in_order[who[repeats]] & (nth[repeats] - nth[first] < length)
+    doubtful = np.zeros(len(who), bool)
+    doubtful[suspect] = doubtful[repeats] = True
+    careful[who[doubtful & ~certain]] = True
+    return certain & ~careful[who]
 
 
 def _settle(

@@ -1,6 +1,7 @@
 """What is kept per user, one property each: right whatever the order of arrival and the borders of batches."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from streaming.config import StateSettings, StreamingSettings
 from streaming.rows import NO_CATEGORY, Rows, blank_rows, pack_rows, row_dtype, unpack_rows
 from streaming.update import DUPLICATE, KEPT, Rules, update_rows
-from tests.streaming.oracle import Event, columns_of
+from tests.streaming.oracle import Event, Oracle, check_row, columns_of
 
 HOUR = 3_600_000
 SETTINGS = StreamingSettings(
@@ -113,6 +114,41 @@ def test_a_repeat_among_the_newest_events_is_dropped_and_one_behind_them_is_not(
     columns = columns_of(log, [0] * len(log), [event.time_ms for event in log])
     done = update_rows(rows, np.zeros(len(log), np.int64), columns, 0, RULES)
     assert done.outcome.tolist() == [KEPT, KEPT, DUPLICATE, KEPT, KEPT, KEPT, KEPT, KEPT]
+
+
+few = StreamingSettings(sequence_length=3, event_types=("view", "buy"))
+repeating = st.lists(
+    st.builds(
+        Event,
+        user=st.just(7),
+        event_id=st.integers(0, 4),
+        time_ms=st.one_of(st.none(), st.integers(0, 60)),  # none: in order
+    ),
+    max_size=14,
+)
+
+
+@settings(deadline=None, max_examples=400)
+@given(repeating, st.data())
+def test_repeats_are_told_apart_as_one_by_one_whatever_the_batches(drawn, data):
+    log = [
+        replace(event, time_ms=10 * place if event.time_ms is None else event.time_ms)
+        for place, event in enumerate(drawn)
+    ]
+    oracle, expected = Oracle(few), []
+    for event in log:
+        before = oracle.counts["duplicates"]
+        oracle.apply(event, 0, event.time_ms)
+        expected.append(DUPLICATE if oracle.counts["duplicates"] > before else KEPT)
+    rows = blank_rows(np.array([7], np.uint64), row_dtype(few))
+    found: list[int] = []
+    while len(found) < len(log):
+        part = log[len(found) : data.draw(st.integers(len(found) + 1, len(log)))]
+        columns = columns_of(part, [0] * len(part), [event.time_ms for event in part])
+        found += update_rows(rows, np.zeros(len(part), np.int64), columns, 0, Rules.of(few)).outcome.tolist()
+    assert found == expected
+    if log:
+        check_row(rows[0], oracle.users[7], few)
 
 
 def test_a_user_starts_anew_after_the_time_to_live():
