@@ -1,141 +1,160 @@
-"""Kill ingestors and shards while events flow: the state must equal that of an undisturbed run."""
+"""Kill what runs while events flow and cut it off from its broker: every row, count and window is the oracle's."""
 
 import json
-import os
 import signal
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-import ray
+from ray import serve
 
-from services.actors import Actors, kill_actors
-from services.settings import make_settings
-from streaming.kafka import ensure_topics, make_producer
-from streaming.windows import complete_windows, read_window
+from streaming.batcher import Batcher, Cursor, Layout, ShardRoute
+from streaming.events import EventDecoder
+from streaming.state import open_store
+from tests.faults.chaos import Plan
+from tests.faults.log import Logged
+from tests.faults.pipeline import settings_for
+from tests.faults.proxy import KINDS
+from tests.faults.run import BASE_MS, prove
+from tests.faults.stream import Stream
+from tests.faults.truth import truth_of
+from tests.faults.verdict import compare
 
-NUM_EVENTS, NUM_SHARDS = 20_000, 4
+ROOT = Path(__file__).parents[2]
 
 
-def settings_for(broker, data_dir):
-    return make_settings(
-        {
-            "data_dir": data_dir,
-            "kafka": {
-                "bootstrap_servers": broker,
-                "items_topic": "recovery.items",
-            },
-            "streaming": {
-                "sources": [{"topic": "recovery.events"}],
-                "max_past_s": 4e9,
-                "logical_shards": NUM_SHARDS,
-                "shard_actors": 2,
-                "ingestors": 2,
-                "batch_records": 500,
-                "map_size_gib": 0.25,
-                "apply_timeout_s": 10,
-                "windows": {"length_s": 1000, "lateness_s": 10, "idle_timeout_s": 1},
-            },
-        }
+@pytest.fixture
+def own_serve(ray_session):
+    """What is started in Serve here is gone afterwards: others start it with options of theirs."""
+    yield
+    serve.shutdown()
+
+
+def test_a_shaken_pipeline_loses_and_doubles_nothing(own_serve, tmp_path):
+    plan = Plan(
+        events=20_000,
+        users=1000,
+        kills=7,
+        connection_faults=4,
+        rescales=False,
+        longest_pause_s=0.8,
+        longest_fault_s=2,
     )
+    result = prove(plan, tmp_path, print)
+    verdict = result.verdict
+    assert verdict.ok, verdict.differences
+    assert (verdict.lost, verdict.doubled, verdict.windows_wrong) == (0, 0, 0)
+    assert result.survived.kills.total() == 7
+    assert set(result.survived.kills) == {"ingestor", "shard", "supervisor"}
+    assert set(result.faults) == set(KINDS)
+    assert verdict.windows > 40
+    assert result.records > plan.events
+    for count in ("applied", "duplicates", "late", "dead_letters", "erasures"):
+        assert result.totals[count] > 0, count
 
 
-@pytest.fixture(scope="module")
-def published(broker, tmp_path_factory):
-    """A topic of events of 300 users, some sent twice, some malformed, some late."""
-    settings = settings_for(broker, tmp_path_factory.mktemp("unused"))
-    kafka, topic = settings.kafka, settings.streaming.events_topic
-    ensure_topics(kafka, [topic])
-    producer = make_producer(kafka, linger_ms=20)
-    random = np.random.default_rng(7)
-    users, items = random.integers(0, 300, NUM_EVENTS), random.integers(0, 900, NUM_EVENTS)
-    jitter = random.integers(0, 15_000, NUM_EVENTS)
-    for row in range(NUM_EVENTS):
-        event_id = f"e{row - 1 if row % 50 == 0 and row else row}"
-        user = users[row - 1] if row % 50 == 0 and row else users[row]
-        event = {"event_id": event_id, "user_id": f"u{user}", "item_id": f"i{items[row]}", "type": "click"}
-        event["timestamp"] = 1_000_000 + row * 500 - int(jitter[row])
-        value = b"{" if row % 1000 == 999 else json.dumps(event).encode()
-        producer.send(topic, key=f"u{user}".encode(), value=value)
-    producer.flush(timeout=30)
-    producer.close()
+def test_the_verdict_sees_a_single_event_too_few_or_too_many(tmp_path):
+    settings = settings_for("127.0.0.1:1", tmp_path, "verdict")
+    log, dead = logged(settings, Stream(3000, 80, settings.streaming.event_types, 3, BASE_MS))
+    apply(settings, log)
+    exact = compare(settings, truth_of(log, settings.streaming), dead)
+    assert exact.ok, exact.differences
+    assert exact.windows > 40
+
+    newest = log[0][-2]  # before the closing event
+    again = Logged(log[0][-1].offset + 1, newest.timestamp_ms, newest.key, other_id(newest.value), ())
+    lost = compare(settings, truth_of(log | {0: [*log[0], again]}, settings.streaming), dead)
+    assert lost.lost > 0
+    assert not lost.ok
+    without = [record for record in log[0] if record is not newest]
+    doubled = compare(settings, truth_of(log | {0: without}, settings.streaming), dead)
+    assert doubled.doubled > 0
+    assert not doubled.ok
+    unsent = compare(settings, truth_of(log, settings.streaming), {0: dead[0][1:]})
+    assert (unsent.lost, unsent.ok) == (1, False)
 
 
-def run_through(broker, data_dir, disturb):
-    """Run the streaming actors over the whole topic; returns (rows, totals, windows)."""
-    actors = Actors(settings_for(broker, data_dir))
-    actors.start()
+def logged(settings, stream):
+    """The log that a stream makes, and that of its dead letters."""
+    log = {partition: [] for partition in range(settings.kafka.partitions)}
+
+    def append(record, partition):
+        log[partition].append(Logged(len(log[partition]), record.timestamp_ms, record.key, record.value, ()))
+
+    for record in stream:
+        append(record, sum(record.key) % len(log))
+    for partition in log:
+        append(stream.closing(partition), partition)
+    places = [(p, o) for p, o in sorted(truth_of(log, settings.streaming).dead)]
+    headers = [
+        (("headrace.partition", str(p).encode()), ("headrace.offset", str(o).encode())) for p, o in places
+    ]
+    return log, {0: [Logged(n, 0, None, None, pair) for n, pair in enumerate(headers)]}
+
+
+def apply(settings, log):
+    """Bring a log into the stores, without a broker."""
+    streaming = settings.streaming
+    shards = tuple(range(streaming.logical_shards))
+    batcher = Batcher(streaming, list(log), Layout(0, (ShardRoute(None, shards),)), [0])
+    decoder = EventDecoder(streaming)
+    batches = []
+    for partition, records in log.items():
+        times = np.array([record.timestamp_ms for record in records], np.int64)
+        events, rejected = decoder.decode([r.value for r in records], [r.key for r in records], times)
+        dead = np.array([reject.record for reject in rejected], np.int64)
+        batches += batcher.records(Cursor(partition, 0), events, np.arange(len(records)), times, dead)
+    for shard in shards:
+        with open_store(
+            settings.data_dir / "state", settings.data_dir / "windows", shard, streaming
+        ) as store:
+            for batch in batches:
+                store.apply(batch.part(shard, len(shards)))
+
+
+def other_id(value):
+    return json.dumps(json.loads(value) | {"event_id": "another"}).encode()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_kills_during_300_000_events(tmp_path):
+    report = tmp_path / "faults.json"
+    command = [sys.executable, "-m", "tests.faults", "--no-backpressure", "--report", str(report)]
+    done = subprocess.run(command, cwd=ROOT, timeout=880, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    figures = json.loads(report.read_text())
+    assert figures["events"] >= 300_000
+    assert figures["kills"] == 50
+    assert figures["connection_faults"] == 24
+    assert (figures["lost"], figures["doubled"], figures["windows_identical"]) == (0, 0, True)
+
+
+@pytest.mark.slow
+def test_control_c_leaves_nothing_running(tmp_path):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults", "--events", "50000", "--keep", str(tmp_path / "kept")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family = []
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            disturb(actors)
-            try:
-                stats = [
-                    s
-                    for answer in ray.get([a.stats.remote() for a in actors.shards], timeout=20)
-                    for s in answer
-                ]
-            except ray.exceptions.RayActorError:
-                continue
-            done = sum(s.applied + s.duplicates + s.dead_letters for s in stats)
-            if done >= NUM_EVENTS:
+        for line in running.stdout:
+            if "kills" in line:
                 break
-            time.sleep(0.1)
-        else:
-            pytest.fail(f"only {done} of {NUM_EVENTS} events were accounted for")
-        wait_for_windows(actors)
-        rows = np.concatenate(ray.get([actor.rows.remote() for actor in actors.shards], timeout=20))
-        totals = {
-            name: sum(getattr(s, name) for s in stats)
-            for name in ("applied", "duplicates", "dead_letters", "late")
-        }
-        windows = {
-            w.start_ms: read_window(w.path).to_pydict()
-            for w in complete_windows(data_dir / "windows", NUM_SHARDS)
-        }
-        return rows[np.argsort(rows["user"])], totals, windows
+        family = psutil.Process(running.pid).children(recursive=True)
+        assert len(family) > 10
+        running.send_signal(signal.SIGINT)
+        assert running.wait(90) == 130
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert alive == []
     finally:
-        kill_actors()
-
-
-def wait_for_windows(actors):
-    """Until all shards have closed the same windows."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        stats = [
-            s for answer in ray.get([a.stats.remote() for a in actors.shards], timeout=20) for s in answer
-        ]
-        if len({s.windows_closed for s in stats}) == 1 and stats[0].windows_closed >= 9:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"shards closed different windows: {[s.windows_closed for s in stats]}")
-
-
-def test_killed_actors_lose_and_double_nothing(broker, ray_session, published, tmp_path):
-    rows, totals, windows = run_through(broker, tmp_path / "calm", lambda actors: None)
-    assert totals["applied"] + totals["duplicates"] + totals["dead_letters"] == NUM_EVENTS
-    assert totals["dead_letters"] == 20
-    assert totals["duplicates"] > 300
-
-    kills = []
-
-    def disturb(actors):
-        victims = [*actors.ingestors, *actors.shards]
-        if len(kills) < 6:
-            victim = victims[len(kills) % len(victims)]
-            try:
-                os.kill(ray.get(victim.pid.remote(), timeout=20), signal.SIGKILL)
-                kills.append(victim)
-            except ray.exceptions.RayActorError:
-                return
-
-    shaken_rows, shaken_totals, shaken_windows = run_through(broker, tmp_path / "shaken", disturb)
-    assert len(kills) == 6
-    assert shaken_totals == totals
-    for name in rows.dtype.names:
-        if name == "decayed":
-            np.testing.assert_allclose(shaken_rows[name], rows[name], rtol=1e-9)
-        else:
-            np.testing.assert_array_equal(shaken_rows[name], rows[name], err_msg=name)
-    assert shaken_windows == windows
-    assert len(windows) >= 9
+        running.kill()
+        for process in family:
+            if process.is_running():
+                process.kill()

@@ -11,16 +11,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-if TYPE_CHECKING:
-    from tests.faults.run import Result
-
-_LINE_EVERY_S = 10.0  # where the output is no terminal
+from tests.faults.view import Teller, memory_table, table_of
 
 _EXPLANATION = """
 A real broker, the real `pipeline` application in a Ray of its own, and a stream of events that are out of order,
@@ -51,7 +46,7 @@ def arguments() -> argparse.Namespace:
         "--backpressure",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="then also pause a shard for 30 s under full input, and watch memory",
+        help="afterwards, pause a shard for 30 s under full input and watch memory (about a minute)",
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy data and logs there in the end")
     chosen = parser.parse_args()
@@ -84,6 +79,7 @@ def main() -> int:
 
 
 def _prove(chosen: argparse.Namespace, folder: Path, console: Console) -> int:
+    from tests.faults.backpressure import press
     from tests.faults.chaos import Plan
     from tests.faults.run import prove
 
@@ -97,14 +93,20 @@ def _prove(chosen: argparse.Namespace, folder: Path, console: Console) -> int:
     with Teller(console) as tell:
         result = prove(plan, folder / "faults", tell)
         report = result.report()
-    ok = result.verdict.ok
+        pressure = press(folder / "pressure", tell) if chosen.backpressure else None
+    if pressure is not None:
+        report["backpressure"] = pressure.report()
     report["seconds"]["total"] = round(time.monotonic() - started, 1)
     report["machine"] = machine()
-    _show(console, result, report)
+    console.print(table_of(result, report))
+    if pressure is not None:
+        console.print(memory_table(report["backpressure"]))
+    for difference in result.verdict.differences:
+        console.print(f"[red]{difference}[/]", highlight=False)
     if chosen.report:
         chosen.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         console.print(f"report: {chosen.report}")
-    return 0 if ok else 1
+    return 0 if result.verdict.ok and (pressure is None or pressure.ok) else 1
 
 
 def machine() -> dict[str, Any]:
@@ -115,67 +117,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-class Teller:
-    """Shows how far the run is: in place in a terminal, as a line now and then elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._started, self._told_at = time.monotonic(), 0.0
-
-    def __enter__(self) -> "Teller":
-        if self._console.is_terminal:
-            self._live.start()
-        self("starting")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def __call__(self, text: str) -> None:
-        now = time.monotonic()
-        line = f"{now - self._started:4.0f} s · {text}"
-        if self._console.is_terminal:
-            self._live.update(line, refresh=True)
-        elif now - self._told_at >= _LINE_EVERY_S:
-            self._told_at = now
-            self._console.print(line, highlight=False, soft_wrap=True)
-
-
-def _show(console: Console, result: "Result", report: dict[str, Any]) -> None:
-    table = Table(title=f"{result.records:,} records through the real pipeline", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for kind, count in sorted(result.survived.kills.items()):
-        table.add_row(f"{kind} kills", str(count))
-    for kind, count in sorted(result.faults.items()):
-        table.add_row(f"connections: {kind}", f"{count} times, {result.connections[kind]} connections")
-    table.add_row("rescales", str(result.survived.rescales))
-    table.add_row("rewinds", str(result.rewinds))
-    table.add_section()
-    for name, count in result.totals.items():
-        table.add_row(name.replace("_", " "), f"{count:,}")
-    table.add_section()
-    verdict = result.verdict
-    table.add_row("lost", _judged(verdict.lost))
-    table.add_row("doubled", _judged(verdict.doubled))
-    table.add_row("users compared", f"{verdict.users:,}")
-    table.add_row("rows that differ", _judged(verdict.rows_wrong))
-    table.add_row("windows compared", str(verdict.windows))
-    table.add_row("windows that differ", _judged(verdict.windows_wrong))
-    table.add_row("counts that differ", _judged(len(verdict.totals_wrong)))
-    table.add_row("time", f"{report['seconds']['total']:.0f} s")
-    console.print(table)
-    for name, (expected, found) in verdict.totals_wrong.items():
-        console.print(f"[red]{name}: expected {expected:,}, found {found:,}[/]")
-    for difference in verdict.differences:
-        console.print(f"[red]{difference}[/]", highlight=False)
-
-
-def _judged(count: int) -> str:
-    return f"[{'red' if count else 'green'}]{count:,}[/]"
 
 
 if __name__ == "__main__":

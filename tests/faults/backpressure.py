@@ -28,37 +28,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-import ray
-
 from services.settings import Settings
 from streaming.broker import EmbeddedBroker
-from streaming.kafka import FETCH_BYTES_PER_PARTITION, ensure_topics, make_producer
+from streaming.kafka import FETCH_BYTES_PER_PARTITION, ensure_topics
 from streaming.rows import row_dtype
 from streaming.state import open_store
+from tests.faults.flood import RECORD_BYTES, RECORDS_PER_WINDOW, Flood, Sampler, object_store_bytes
 from tests.faults.log import Logged, ends, read_log
 from tests.faults.pipeline import Pipeline, settings_for, wait_until
-from tests.faults.run import BASE_MS
 from tests.faults.truth import name
 
 MIB = 1024 * 1024
-RECORD_BYTES, USERS = 2000, 2000
 _EVENT_BYTES, _OBJECT_BYTES, _UNBOUND_BYTES, _PAGE_BYTES = 96, 1024, 32 * MIB, 4096
-_RECORDS_PER_WINDOW = 20_000
 _WARM_UP_RECORDS = 5000
 _SIZES = {"batch_records": 2500, "buffered_records": 10_000, "pipeline_depth": 3}
 _BEFORE_S, _AFTER_S = 3.0, 3.0  # full input around the pause
-_SAMPLE_EVERY_S = 0.25
 _DRAIN_TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a process may hold beyond its memory at rest, and the object store in all; bytes."""
+    """What a process may hold beyond its memory at rest, and the object store in all; bytes, but for the last."""
 
     ingestor: int
     shard: int
     object_store: int
+    taken: int  # records that ingestors send on to a shard that does not answer
 
     @classmethod
     def of(cls, settings: Settings) -> "Bounds":
@@ -69,7 +64,7 @@ class Bounds:
         held = (streaming.buffered_records + batch) * (RECORD_BYTES + _OBJECT_BYTES)
         under_way = (streaming.pipeline_depth + partitions) * batch * _EVENT_BYTES
         fetched = 4 * FETCH_BYTES_PER_PARTITION * partitions
-        window = _RECORDS_PER_WINDOW * (64 + row)
+        window = RECORDS_PER_WINDOW * (64 + row)
         return cls(
             ingestor=fetched + held + 3 * batch * RECORD_BYTES + under_way + _UNBOUND_BYTES,
             shard=streaming.ingestors * under_way
@@ -77,6 +72,7 @@ class Bounds:
             + window
             + _UNBOUND_BYTES,
             object_store=2 * streaming.ingestors * under_way,
+            taken=streaming.ingestors * (streaming.pipeline_depth + partitions) * batch,
         )
 
 
@@ -95,6 +91,8 @@ class Pressure:
     bound: dict[str, int] = field(default_factory=dict)
     object_store_peak: int = 0
     object_store_bound: int = 0
+    taken: int = 0  # records that all ingestors sent on during the pause
+    taken_bound: int = 0
     drained_s: float = 0.0
     lost: int = 0
     doubled: int = 0
@@ -103,7 +101,7 @@ class Pressure:
     def ok(self) -> bool:
         """Nothing lost or doubled, and every process within its bound."""
         within = all(self.peak[process] <= self.bound[process] for process in self.bound)
-        within &= self.object_store_peak <= self.object_store_bound
+        within &= self.object_store_peak <= self.object_store_bound and self.taken <= self.taken_bound
         return within and not self.lost and not self.doubled
 
     def report(self) -> dict[str, Any]:
@@ -126,107 +124,12 @@ class Pressure:
                 "peak_mib": _mib(self.object_store_peak),
                 "bound_mib": _mib(self.object_store_bound),
             },
+            "taken_in_pause": {"records": self.taken, "bound": self.taken_bound},
             "drained_s": round(self.drained_s, 1),
             "lost": self.lost,
             "doubled": self.doubled,
             "ok": self.ok,
         }
-
-
-class Flood:
-    """A producer that never stops: padded events of `USERS` users, at a steady rate, from a thread."""
-
-    def __init__(self, settings: Settings, bytes_per_s: float) -> None:
-        self._producer = make_producer(settings.kafka, linger_ms=20)
-        self._topic, self._per_s = settings.streaming.events_topic, bytes_per_s / RECORD_BYTES
-        self.sent = 0
-        self.error: BaseException | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="flood", daemon=True)
-
-    def send(self, count: int) -> None:
-        """Send as many records."""
-        for number in range(self.sent, self.sent + count):
-            time_ms = BASE_MS + number * 600_000 // _RECORDS_PER_WINDOW
-            user = f"user-{number % USERS}"
-            text = (
-                f'{{"event_id":"e{number}","user_id":"{user}","item_id":"i{number % 977}","type":"view",'
-                f'"timestamp":{time_ms},"context":{{"note":"'
-            )
-            value = text.ljust(RECORD_BYTES - 4, "x") + '"}}'
-            self._producer.send(self._topic, value.encode(), key=user.encode())
-        self.sent += count
-
-    def flush(self) -> None:
-        """Wait until the broker has it all."""
-        self._producer.flush(timeout=60)
-
-    def start(self) -> None:
-        """Go on sending until `stop`."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread, and wait until the broker has it all."""
-        self._stop.set()
-        self._thread.join(30)
-        self.flush()
-        if self.error is not None:
-            raise self.error
-
-    def close(self) -> None:
-        """Give up the connection."""
-        self._stop.set()
-        self._producer.close(timeout=2)
-
-    def _run(self) -> None:
-        started, before = time.monotonic(), self.sent
-        try:
-            while not self._stop.wait(0.02):
-                due = before + int((time.monotonic() - started) * self._per_s)
-                self.send(min(due - self.sent, 2000))
-        except BaseException as error:  # raised where the flood is stopped
-            self.error = error
-
-
-class Sampler:
-    """The peak of what processes hold, looked at a few times a second from a thread."""
-
-    def __init__(self, pids: dict[str, int]) -> None:
-        self._processes = {process: psutil.Process(pid) for process, pid in pids.items()}
-        self.peak: Counter[str] = Counter()
-        self.object_store_peak = 0
-        self._halt = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-        self._thread.start()
-
-    def now(self) -> dict[str, int]:
-        """Private resident memory of each process, bytes."""
-        return {process: private_bytes(running) for process, running in self._processes.items()}
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self._halt.set()
-        self._thread.join(30)
-
-    def _run(self) -> None:
-        while not self._halt.wait(_SAMPLE_EVERY_S):
-            self.peak |= Counter(self.now())
-            self.object_store_peak = max(self.object_store_peak, object_store_bytes())
-
-
-def private_bytes(process: psutil.Process) -> int:
-    """Resident memory less shared pages."""
-    memory = process.memory_info()
-    return int(memory.rss - memory.shared)
-
-
-def object_store_bytes() -> int:
-    """What is in use of Ray's object store."""
-    total, free = (
-        resources.get("object_store_memory", 0.0)
-        for resources in (ray.cluster_resources(), ray.available_resources())
-    )
-    return int(total - free)
 
 
 def press(
@@ -271,17 +174,20 @@ def _press(pipeline: Pipeline, flood: Flood, pause_s: float, tell: Callable[[str
     for process, rest in pressure.rest.items():
         pressure.bound[process] = rest + (bounds.shard if process.startswith("shard") else bounds.ingestor)
     pressure.object_store_bound = object_store_bytes() + bounds.object_store
+    pressure.taken_bound = bounds.taken
     paused = pids[f"shard-{streaming.shard_actors - 1}"]
     try:
         flood.start()
         halt.wait(_BEFORE_S)
         os.kill(paused, signal.SIGSTOP)
+        sent_on = _sent_on(pipeline)
         try:
             tell(f"memory under backpressure: a shard actor stands still for {pause_s:.0f} s")
             halt.wait(pause_s / 3)
             pressure.early = sampler.now()
             halt.wait(pause_s * 2 / 3)
             pressure.late = sampler.now()
+            pressure.taken = _sent_on(pipeline) - sent_on
         finally:
             os.kill(paused, signal.SIGCONT)
         resumed_at = time.monotonic()
@@ -300,6 +206,11 @@ def _press(pipeline: Pipeline, flood: Flood, pause_s: float, tell: Callable[[str
 def _applied(pipeline: Pipeline) -> int:
     answers = [pipeline.ask(name, "stats") for name in pipeline.names("shard")]
     return sum(shard.applied for answer in answers for shard in answer or ())
+
+
+def _sent_on(pipeline: Pipeline) -> int:
+    answers = [pipeline.ask(name, "stats") for name in pipeline.names("ingestor")]
+    return sum(answer.records for answer in answers if answer)
 
 
 def _compare(pressure: Pressure, settings: Settings, log: dict[int, list[Logged]]) -> None:

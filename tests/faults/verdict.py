@@ -67,6 +67,7 @@ def compare(settings: Settings, truth: Truth, letters: Mapping[int, Sequence[Log
     for total, expected in truth.totals.items():
         if totals[total] != expected:
             verdict.totals_wrong[total] = (expected, totals[total])
+            verdict.tell("count", f"{total}: {expected:,} expected, {totals[total]:,} found")
     _compare_windows(verdict, settings, truth)
     _compare_letters(verdict, truth, letters)
     return verdict
