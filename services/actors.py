@@ -133,10 +133,24 @@ class Actors:
         self.settle()
 
     def settle(self) -> None:
-        """Make the actors what the layout says, where a change is not finished; repeating it changes nothing."""
+        """Make the actors what the layout says, where a change is not finished or one is gone for good.
+
+        Ray starts a killed actor again, but none that failed while it was created, say because its creator died.
+        Repeating this changes nothing.
+        """
+        gone = self._wanted_names() - set(named_actors()) if self.settled else None
+        if gone:
+            log.warning("%s will not come back by themselves; made anew", ", ".join(sorted(gone)))
+            # under a new version, as ingestors hold handles of the shards that are gone
+            self.hosting, self.settled = layout.renumbered(self.hosting), False
         if not self.settled:
             self._bring_about()
             self.settled = True
+
+    def _wanted_names(self) -> set[str]:
+        shards = {f"{self._prefix}-shard-{host}" for host in range(self.hosting.shard_actors)}
+        ingestors = range(min(self.hosting.ingestors, len(self.parts)))
+        return shards | {f"{self._prefix}-ingestor-{self.hosting.version}-{index}" for index in ingestors}
 
     def _partitions(self) -> list[tuple[str, int]]:
         topics = [source.topic for source in self._settings.streaming.sources]

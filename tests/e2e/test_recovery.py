@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import ray
 from ray import serve
 
+from services.actors import Actors, kill_actors, named_actors
 from streaming.batcher import Batcher, Cursor, Layout, ShardRoute
 from streaming.events import EventDecoder
+from streaming.kafka import ensure_topics
 from streaming.state import open_store
 from tests.faults.chaos import Plan
-from tests.faults.log import Logged
-from tests.faults.pipeline import settings_for
+from tests.faults.log import Logged, ends, read_log
+from tests.faults.pipeline import Pipeline, settings_for, wait_until
 from tests.faults.proxy import KINDS
 from tests.faults.run import BASE_MS, prove
-from tests.faults.stream import Stream
+from tests.faults.stream import Feed, Stream
 from tests.faults.truth import truth_of
 from tests.faults.verdict import compare
 
@@ -54,6 +57,29 @@ def test_a_shaken_pipeline_loses_and_doubles_nothing(own_serve, tmp_path):
     assert result.records > plan.events
     for count in ("applied", "duplicates", "late", "dead_letters", "erasures"):
         assert result.totals[count] > 0, count
+
+
+def test_actors_that_are_gone_for_good_are_made_anew(ray_session, broker, tmp_path):
+    settings = settings_for(broker, tmp_path, "gone")
+    ensure_topics(settings.kafka, [settings.streaming.events_topic])
+    actors = Actors(settings)
+    try:
+        actors.start_stream()
+        version = actors.hosting.version
+        actors.settle()
+        assert actors.hosting.version == version  # nothing is gone
+        for kind, index in (("shards", 0), ("ingestors", 1)):
+            ray.kill(getattr(actors, kind)[index])  # unlike a kill -9, Ray does not start it again
+            wait_until(lambda: len(named_actors()) == 3, 30, "the end of an actor")
+            actors.settle()
+            assert len(named_actors()) == 4
+        stream = Stream(500, 50, settings.streaming.event_types, 1, BASE_MS)
+        feed = Feed(settings, stream, settings.kafka.partitions)
+        feed.finish(30)
+        log = read_log(settings.kafka, settings.streaming.events_topic)
+        wait_until(lambda: Pipeline(settings).has_applied(ends(log)), 60, "the end of the stream")
+    finally:
+        kill_actors()
 
 
 def test_the_verdict_sees_a_single_event_too_few_or_too_many(tmp_path):

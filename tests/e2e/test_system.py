@@ -232,7 +232,7 @@ def test_a_forgotten_user_is_in_no_state_no_window_and_no_snapshot(system, tmp_p
     wait_until(lambda: len(system.windows()) > known, 30, "a later window")
     assert not any(user in users_of(window) for window in system.windows())
     assert system.http.get("/v1/users/u5").status_code == 410
-    assert system.get("/v1/stats")["events"]["erased"] == 1
+    wait_until(lambda: system.get("/v1/stats")["events"]["erased"] == 1, 20, "the count of the late event")
 
     store = SnapshotStore(SnapshotSettings(url=f"file://{tmp_path}/snapshots"))
     shard = user % system.settings.streaming.logical_shards

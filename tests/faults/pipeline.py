@@ -1,5 +1,6 @@
 """The pipeline under test: the real Serve application in the running Ray, and the process ids of its parts."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.util.state import list_actors
 
 from services import layout
 from services.actors import NAMESPACE, fingerprint, kill_actors, named_actors
@@ -27,7 +28,7 @@ from tests.faults.stream import CATEGORIES, LATENESS_MS, WINDOW_MS
 
 _CALL_TIMEOUT_S = 5.0
 _POLL_S = 0.1
-_REPLICA = "ServeReplica:pipeline:Supervisor"
+_REPLICA = "ray::ServeReplica:pipeline:Supervisor"
 
 
 def settings_for(broker: str, data_dir: Path, name: str, **streaming: Any) -> Settings:
@@ -143,11 +144,12 @@ class Pipeline:
             return None
 
     def supervisor_pid(self) -> int | None:
-        """Process id of the Supervisor's replica, where one is alive."""
-        address = ray.get_runtime_context().gcs_address  # there may be other Rays on this machine
-        living = [("class_name", "=", _REPLICA), ("state", "=", "ALIVE")]
-        actors = list_actors(address=address, filters=living, timeout=10)
-        return next((int(actor.pid) for actor in actors if actor.pid), None)
+        """Process id of the Supervisor's replica, where one is alive; Ray names its processes by what they run."""
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "".join(process.cmdline()[:1]).startswith(_REPLICA):
+                    return int(process.pid)
+        return None
 
     def positions(self) -> dict[int, dict[int, Position]]:
         """How far each logical shard is; only those whose actors answer."""
