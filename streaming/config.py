@@ -282,6 +282,13 @@ class StreamingSettings(Section):
     buffered_records: int = Field(
         200_000, ge=1, description="records that an ingestor holds before it stops reading"
     )
+    buffered_mib: int = Field(128, ge=1, description="the same in MiB of their values")
+    linger_s: float = Field(
+        0.04,
+        ge=0,
+        le=10,
+        description="under load, micro-batches leave at most this often; after quiet, at once, s",
+    )
     pipeline_depth: int = Field(3, ge=1, le=64, description="micro-batches in flight per ingestor")
     tick_s: float = Field(0.5, gt=0, description="an idle ingestor tells its shards the time this often, s")
     apply_timeout_s: float = Field(

@@ -86,12 +86,14 @@ class Ingestor:
         self._batcher = Batcher(settings, self._all_codes, layout, [0] * len(layout.routes))
         self._topics: dict[str, TopicInfo] = {}
         self._cursors: dict[Part, Cursor] = {}
-        self._intake = Intake(settings.batch_records, settings.buffered_records)
+        self._intake = Intake(
+            settings.batch_records, settings.buffered_records, settings.buffered_mib * 2**20
+        )
         self._pending: deque[tuple[Part, int, list[Any]]] = deque()
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
         self._dead_letters: KafkaProducer | None = None  # made at the first dead letter
-        self._asked_at = -math.inf
+        self._asked_at = self._flushed_at = -math.inf
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingestor", daemon=True)
         self._thread.start()
@@ -209,11 +211,9 @@ class Ingestor:
             if any(self._cursors[batch.topic, batch.partition].idle for batch in polled):
                 self._hold()  # a burst after silence: the other partitions' part of it is about to be read
             self._intake.add(polled)
-            while self._intake.full() or (len(self._intake) and not (polled and self._behind())):
+            while self._intake.full() or (len(self._intake) and self._is_time(bool(polled))):
                 self._make_room(done)
-                batch = self._intake.take()
-                if batch is not None:
-                    self._send_records(batch)
+                self._flush()
             self._tick(source)
             if not polled:
                 self._make_room(done, 0)
@@ -225,11 +225,27 @@ class Ingestor:
                 looked_at = now
                 self._look_at_topics()
 
+    def _flush(self) -> None:
+        """Send the fullest partition where a micro-batch is complete, and else what there is of every one."""
+        only_one = self._intake.full()
+        while (batch := self._intake.take()) is not None:
+            self._send_records(batch)
+            if only_one:
+                return
+        self._flushed_at = time.monotonic()
+
+    def _is_time(self, more_came: bool) -> bool:
+        """Whether what was read is to be sent though the micro-batch is not complete."""
+        lingered = time.monotonic() - self._flushed_at >= self._settings.linger_s
+        return lingered and not (more_came and self._behind())
+
     def _patience_s(self) -> float:
-        """How long a poll may wait: not at all where something else can be done meanwhile."""
+        """How long a poll may wait: no longer than until something else can be done."""
         if self._behind():
             return _BACKLOG_WAIT_S  # there is more, it is only on its way
-        return 0.0 if self._pending or len(self._intake) else self._settings.tick_s
+        if len(self._intake):
+            return max(0.0, self._flushed_at + self._settings.linger_s - time.monotonic())
+        return 0.0 if self._pending else self._settings.tick_s
 
     def _behind(self) -> bool:
         """Whether so much is left to read that it pays to wait for larger micro-batches."""

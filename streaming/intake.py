@@ -18,16 +18,21 @@ class Intake:
     Args:
         batch_records: most records in one micro-batch.
         buffered_records: records over all partitions from which on nothing more is read.
+        buffered_bytes: the same for the bytes of their values.
     """
 
-    def __init__(self, batch_records: int, buffered_records: int) -> None:
-        self._batch, self._most = batch_records, buffered_records
+    def __init__(self, batch_records: int, buffered_records: int, buffered_bytes: int) -> None:
+        self._batch, self._most, self._most_bytes = batch_records, buffered_records, buffered_bytes
+        self._bytes: dict[Part, int] = {}
         self._waiting: dict[Part, list[Records]] = {}
 
     def add(self, polled: Iterable[Records]) -> None:
         """Take in what a poll brought."""
         for records in polled:
-            self._waiting.setdefault((records.topic, records.partition), []).append(records)
+            part = records.topic, records.partition
+            self._waiting.setdefault(part, []).append(records)
+            size = sum(len(value) for value in records.values if value is not None)
+            self._bytes[part] = self._bytes.get(part, 0) + size
 
     def __len__(self) -> int:
         return sum(len(records) for waiting in self._waiting.values() for records in waiting)
@@ -38,16 +43,21 @@ class Intake:
 
     def full(self) -> bool:
         """Whether a micro-batch is complete, or no more may be held."""
-        return len(self) >= self._most or any(self.waits(part) >= self._batch for part in self._waiting)
+        held = len(self) >= self._most or sum(self._bytes.values()) >= self._most_bytes
+        return held or any(self.waits(part) >= self._batch for part in self._waiting)
 
     def take(self) -> Records | None:
         """The partition with the most records waiting, as one micro-batch; None where nothing waits."""
         part = max(self._waiting, key=self.waits, default=None)
-        return None if part is None else _joined(self._waiting.pop(part))
+        if part is None:
+            return None
+        del self._bytes[part]
+        return _joined(self._waiting.pop(part))
 
     def clear(self) -> None:
         """Forget everything: it will be read again."""
         self._waiting.clear()
+        self._bytes.clear()
 
 
 def _joined(parts: Sequence[Records]) -> Records:
