@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,29 @@ class Learner:
             )
         self.data_dir = Path(data_dir).resolve()
         self.streaming, self.training = streaming, training
+        self._running = threading.Lock()
         (self.data_dir / "learner").mkdir(parents=True, exist_ok=True)
         (self.data_dir / "learner" / "stop").unlink(missing_ok=True)
 
     def run(self) -> dict[str, Any]:
         """Train until a stop is requested; returns the last status.
 
+        A supervisor that replaced another asks again; the call then waits for the run that is under way.
+
         Raises:
             ray.train.TrainingFailedError: workers failed more often than ``max_failures``.
         """
+        if not self._running.acquire(blocking=False):
+            with self._running:
+                return self.status()
         try:
             self._trainer().fit()
         except Exception as error:
             log.exception("the learner failed")
             write_status(self.data_dir, {**self.status(), "phase": "failed", "error": str(error)[:2000]})
             raise
+        finally:
+            self._running.release()
         return self.status()
 
     def status(self) -> dict[str, Any]:
