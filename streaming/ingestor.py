@@ -160,12 +160,11 @@ class Ingestor:
         for part, code in self._codes.items():
             generation = self._topics[part[0]].generation
             cursor = self._cursors[part] = Cursor(code, beginnings[part], generation)
-            known = [positions.get(code) for positions in shards]
-            if any(position is None or position.is_of_another(generation) for position in known):
-                if any(position is not None and position.is_of_another(generation) for position in known):
-                    log.error("topic %s was made anew; partition %d is read from its beginning", *part)
-            else:
-                self._resume(part, cursor, [position for position in known if position is not None])
+            known = [positions[code] for positions in shards if code in positions]
+            if any(position.is_of_another(generation) for position in known):
+                log.error("topic %s was made anew; partition %d is read from its beginning", *part)
+            elif len(known) == len(shards):
+                self._resume(part, cursor, known)
         self._hold()
         source.assign({part: self._cursors[part].next_offset for part in parts})
 

@@ -40,7 +40,7 @@ import numpy as np
 from streaming import environment
 from streaming.batch import Position, ShardBatch
 from streaming.config import StreamingSettings
-from streaming.erasure import Proof, erase_from_files, without_contexts, without_users
+from streaming.erasure import Proof, erase_from_files, read_proofs, without_contexts, without_users
 from streaming.errors import GapError, StoreError
 from streaming.hashing import UInt64
 from streaming.layout import own, prefixed, put_position, shard_path, store_layout, stored_positions
@@ -263,8 +263,7 @@ class ShardStore:
         upto = np.full(len(users), NEVER)
         if self._any_proofs:
             for key, stored in txn.cursor(db=self._proofs).getmulti(_keys(users)):
-                proofs = json.loads(stored)
-                newest = max(proof["erased_upto_ms"] for proof in proofs)
+                newest = max(proof.erased_upto_ms for proof in read_proofs(stored))
                 upto[np.searchsorted(users, np.uint64(int.from_bytes(key, "big")))] = newest
         return upto
 

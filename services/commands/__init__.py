@@ -4,11 +4,14 @@ Modules here import nothing heavy at module level: `headrace --help` answers at 
 """
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from services.settings import Settings
 
 _errors = Console(stderr=True)
 
@@ -22,3 +25,13 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """Print what went wrong and exit."""
     _errors.print(f"[bold red]headrace:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+def load(path: Path | None) -> "Settings":
+    """Read the settings, or say what is wrong with them and exit."""
+    from services.settings import SettingsError, load_settings
+
+    try:
+        return load_settings(path)
+    except SettingsError as error:
+        fail(str(error))

@@ -1,16 +1,14 @@
 """`headrace dlq`: look at dead letters, and send them again once their cause is mended."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands import SettingsOption, fail
+from services.commands import SettingsOption, fail, load
 
 if TYPE_CHECKING:
     from services.dead_letters import Selection
-    from services.settings import Settings
 
 app = typer.Typer(
     name="dlq",
@@ -50,7 +48,7 @@ def list_letters(
     from services.topic_reader import TopicReader, UnknownTopicError
     from streaming.errors import StreamingError
 
-    loaded, selection = _load(settings), _selection(reason, topic, since)
+    loaded, selection = load(settings), _selection(reason, topic, since)
     name = loaded.kafka.dead_letter_topic
     try:
         with TopicReader(loaded.kafka, name) as reader:
@@ -82,7 +80,7 @@ def show(
     from services.topic_reader import TopicReader
     from streaming.errors import StreamingError
 
-    loaded = _load(settings)
+    loaded = load(settings)
     name = loaded.kafka.dead_letter_topic
     try:
         wanted = Place.parse(place)
@@ -130,7 +128,7 @@ def replay(
     from streaming.errors import StreamingError
 
     _check_choice(places, every, filtered=bool(reason or topic or since))
-    loaded, selection = _load(settings), _selection(reason, topic, since)
+    loaded, selection = load(settings), _selection(reason, topic, since)
     out = console()
     try:
         chosen = [Place.parse(place) for place in places or ()]
@@ -158,15 +156,6 @@ def _check_choice(places: list[str] | None, every: bool, filtered: bool) -> None
         )
     if places and (every or filtered):
         fail("expected either places or --all, --reason, --topic and --since, got both")
-
-
-def _load(path: Path | None) -> "Settings":
-    from services.settings import SettingsError, load_settings
-
-    try:
-        return load_settings(path)
-    except SettingsError as error:
-        fail(str(error))
 
 
 def _selection(reason: str | None, topic: str | None, since: str | None) -> "Selection":

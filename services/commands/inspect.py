@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from services.commands import SettingsOption, fail
+from services.commands import SettingsOption, fail, load
 
 
 class Format(StrEnum):
@@ -32,13 +32,10 @@ def inspect(
     from services.inspection import inspect_topic
     from services.inspection_view import sample_view, snippet, suggestion_view, topic_view, unused
     from services.plain_text import console, printable
-    from services.settings import SettingsError, load_settings
     from streaming.errors import StreamingError
 
     try:
-        found = inspect_topic(load_settings(settings), topic, sample, format_ and format_.value)
-    except SettingsError as error:
-        fail(str(error))
+        found = inspect_topic(load(settings), topic, sample, format_ and format_.value)
     except (StreamingError, ValueError) as error:
         fail(str(error), 1)
     out = console()

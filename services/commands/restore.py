@@ -1,12 +1,11 @@
 """`headrace restore` and `headrace snapshots`: state from snapshots, and a look at what there is."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.commands import SettingsOption, fail
+from services.commands import SettingsOption, fail, load
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -55,7 +54,7 @@ def restore(
     from streaming.errors import StreamingError
 
     until = _time(before)
-    loaded = _load(settings)
+    loaded = load(settings)
     out = console()
     try:
         store = _store(loaded, source)
@@ -83,7 +82,7 @@ def list_snapshots(settings: SettingsOption = None, source: _From = None, shard:
     from services.restore import snapshots_of, snapshots_table
     from streaming.errors import StreamingError
 
-    loaded = _load(settings)
+    loaded = load(settings)
     try:
         store = _store(loaded, source)
         found = snapshots_of(store, shard or ())
@@ -93,15 +92,6 @@ def list_snapshots(settings: SettingsOption = None, source: _From = None, shard:
         console().print(f"No snapshots in {store.url}.", markup=False)
         return
     console().print(snapshots_table(found))
-
-
-def _load(path: Path | None) -> "Settings":
-    from services.settings import SettingsError, load_settings
-
-    try:
-        return load_settings(path)
-    except SettingsError as error:
-        fail(str(error))
 
 
 def _store(settings: "Settings", url: str | None) -> "SnapshotStore":

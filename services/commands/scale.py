@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.commands import SettingsOption, fail
+from services.commands import SettingsOption, fail, load
 
 
 def scale(
@@ -32,14 +32,12 @@ def scale(
     """
     from services.client import ApiError
     from services.scaling import change_scale
-    from services.settings import SettingsError, load_settings
 
     if shards is None and ingestors is None:
         fail("say what to scale: --shards N, --ingestors N or both")
     try:
-        loaded = load_settings(settings)
-        before, after, seconds = change_scale(loaded, url, shards, ingestors, timeout)
-    except (SettingsError, ApiError, TimeoutError) as error:
+        before, after, seconds = change_scale(load(settings), url, shards, ingestors, timeout)
+    except (ApiError, TimeoutError) as error:
         fail(str(error))
     Console().print(
         f"shard actors {before[0]} → {after[0]}, ingestors {before[1]} → {after[1]}, after {seconds:.1f} s",
