@@ -27,6 +27,7 @@ from streaming.brokers.security import kafka_python_security, scrubbed
 from streaming.config import KafkaSettings
 from streaming.errors import BrokerError
 
+LARGEST_REQUEST = 2**28  # what a broker took in must fit into a dead letter; the broker sets the real bound
 FETCH_BYTES_PER_PARTITION = 1024 * 1024  # a turn of one partition must not take seconds
 FETCH_BYTES = (
     16 * 1024 * 1024
@@ -85,6 +86,7 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int = 2) -> KafkaProduc
             enable_idempotence=True,
             linger_ms=linger_ms,
             batch_size=256 * 1024,
+            max_request_size=LARGEST_REQUEST,
             max_block_ms=int(settings.request_timeout_s * 1000),
         )
 

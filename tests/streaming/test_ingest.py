@@ -96,6 +96,15 @@ def test_bad_records_become_dead_letters_and_the_rest_is_applied(settings, actor
     assert b"field type: expected one of" in headers[1]["headrace.reason"]
 
 
+def test_a_record_of_ten_megabytes_becomes_a_dead_letter_and_the_stream_goes_on(settings, actors):
+    producer = make_producer(settings.kafka)
+    producer.send(settings.streaming.events_topic, b'{"user_id": "' + b"x" * 10_000_000, key=b"u").get(20)
+    event = {"event_id": "e", "user_id": "u", "item_id": "a", "type": "view", "timestamp": 1}
+    producer.send(settings.streaming.events_topic, json.dumps(event).encode(), key=b"u").get(10)
+    wait_for(actors, [1, 1, 0])
+    producer.close()
+
+
 def test_offsets_are_committed_for_lag_tools(settings, actors):
     producer = make_producer(settings.kafka)
     event = json.dumps(
