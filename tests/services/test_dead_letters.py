@@ -398,9 +398,10 @@ def test_only_what_was_acknowledged_is_noted(config, monkeypatch):
     assert [json.loads(record.value)["event_id"] for record in records_of(config)] == ["e1", "e3", "e2"]
 
 
-def test_a_record_the_producer_refuses_stops_no_other(config):
+def test_a_record_the_producer_refuses_stops_no_other(config, monkeypatch):
     bury(config, unknown_type(1))
     mend(config)
+    monkeypatch.setattr("streaming.kafka.LARGEST_REQUEST", 2**20)
     settings = load_settings(config)
     huge = letter(
         5, value=json.dumps(GOOD | {"x": "y" * 3_000_000}).encode(), topic=settings.streaming.events_topic
