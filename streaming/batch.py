@@ -38,12 +38,11 @@ class Position:
 
 
 @dataclass(frozen=True)
-class ShardBatch:
-    """What one logical shard is told about one micro-batch of one partition, be it empty.
+class Progress:
+    """How far one partition comes with a batch.
 
-    `windows` names every window that any event of the whole micro-batch counts into, and `window_offsets` the
-    last offset that does, so that all shards know the same windows; `dead_letters` are the
-    offsets this shard is to count.
+    `windows` names every window that any event of these records counts into, and `window_offsets` the last offset
+    that does, so that all shards know the same windows; `dead_letters` are the offsets that are to be counted.
     """
 
     partition: int  # code
@@ -51,17 +50,23 @@ class ShardBatch:
     upto_offset: int  # inclusive; from_offset - 1 for a mere tick
     max_time_ms: int  # newest event time of the partition up to `upto_offset`
     idle: bool  # drained, and silent for longer than the time-out
-    partitions: tuple[int, ...]  # codes of all partitions that the watermark waits for
     windows: Int64
     window_offsets: Int64
     dead_letters: Int64
-    events: EventColumns
     after_loss: bool = False  # retention deleted the records before `from_offset` unread: the gap is real
     generation: int = 0  # of the topic; another one than a position's: the topic was made anew
 
-    def with_events(self, events: EventColumns) -> "ShardBatch":
-        """The same batch with a part of its events."""
-        return replace(self, events=events)
+
+@dataclass(frozen=True)
+class ShardBatch:
+    """What one logical shard is told: how far some partitions come, and its events among their records.
+
+    A shard applies it as a whole, so that what a commit costs is paid once for all partitions.
+    """
+
+    steps: tuple[Progress, ...]  # of different partitions
+    partitions: tuple[int, ...]  # codes of all partitions that the watermark waits for
+    events: EventColumns  # in the order of the steps
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,11 @@ class ActorBatch:
     epoch: int
 
     def part(self, index: int, num_shards: int) -> ShardBatch:
-        """The batch of the `index`-th shard; dead letters go to the shard that counts this partition's."""
-        counts_here = self.shards[index] == self.whole.partition % num_shards
-        chosen = slice(int(self.bounds[index]), int(self.bounds[index + 1]))
-        return replace(
-            self.whole,
-            events=self.whole.events.take(chosen),
-            dead_letters=self.whole.dead_letters if counts_here else np.empty(0, np.int64),
+        """The batch of the `index`-th shard; a partition's dead letters go to the one that counts them."""
+        here, none = self.shards[index], np.empty(0, np.int64)
+        steps = tuple(
+            step if step.partition % num_shards == here else replace(step, dead_letters=none)
+            for step in self.whole.steps
         )
+        chosen = slice(int(self.bounds[index]), int(self.bounds[index + 1]))
+        return ShardBatch(steps, self.whole.partitions, self.whole.events.take(chosen))

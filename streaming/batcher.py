@@ -1,4 +1,4 @@
-"""From decoded events of a partition to one message per shard actor.
+"""From decoded events of some partitions to one message per shard actor.
 
 Which window an event counts into is decided here from the partition's log alone (the newest event time
 before it), so that it does not depend on where batches begin and end. Only records after a silence through which
@@ -6,15 +6,15 @@ windows were closed are kept out of those by the floor of their partition.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from streaming.batch import ActorBatch, ShardBatch
+from streaming.batch import ActorBatch, Progress, ShardBatch
 from streaming.config import StreamingSettings
-from streaming.events import Events
+from streaming.intake import Decoded
 from streaming.rows import NEVER, EventColumns, Int64
 from streaming.windows import window_of
 
@@ -86,11 +86,13 @@ class Batcher:
             starts = np.where(offsets > after, np.maximum(starts, end), starts)
         return starts
 
-    def records(
-        self, cursor: Cursor, events: Events, offsets: Int64, ingested_ms: Int64, dead_letters: Int64
-    ) -> list[ActorBatch]:
-        """Batches, one per actor, for records `offsets` of which `events` are the valid ones."""
-        offset = offsets[events.record]
+    def records(self, taken: Sequence[tuple[Cursor, Decoded]]) -> list[ActorBatch]:
+        """Batches, one per actor, of what was read of some partitions, each from where its cursor stands."""
+        steps, columns = zip(*(self._step(cursor, decoded) for cursor, decoded in taken), strict=True)
+        return self._split(steps, EventColumns.joined(columns))
+
+    def _step(self, cursor: Cursor, decoded: Decoded) -> tuple[Progress, EventColumns]:
+        events = decoded.events
         clock = self.clock(events.time_ms, cursor.max_time_ms)
         columns = EventColumns(
             user=events.user,
@@ -100,50 +102,53 @@ class Batcher:
             type=events.type,
             value_micro=events.value_micro,
             category=events.category,
-            offset=offset,
-            ingested_ms=ingested_ms[events.record],
-            window=self.windows(clock, offset, cursor.floors),
+            partition=np.full(len(events), cursor.code, np.int32),
+            offset=decoded.offset,
+            ingested_ms=decoded.ingested_ms,
+            window=self.windows(clock, decoded.offset, cursor.floors),
             clock_ms=clock,
         )
-        newest = max(cursor.max_time_ms, int(events.time_ms.max())) if len(events) else cursor.max_time_ms
         windows, reverse = np.unique(columns.window[::-1], return_index=True)
-        whole = ShardBatch(
-            partition=cursor.code,
-            from_offset=cursor.next_offset,
-            upto_offset=int(offsets[-1]),
-            max_time_ms=newest,
-            idle=False,
-            partitions=self._partitions,
-            windows=windows,
-            window_offsets=offset[::-1][reverse],  # the last offset that counts into each
-            dead_letters=dead_letters,
-            events=columns,
-            after_loss=cursor.after_loss,
-            generation=cursor.generation,
+        newest = int(events.time_ms.max(initial=cursor.max_time_ms))
+        ends = decoded.offset[::-1][reverse]  # the last offset that counts into each
+        return (
+            Progress(
+                partition=cursor.code,
+                from_offset=cursor.next_offset,
+                upto_offset=decoded.upto_offset,
+                max_time_ms=newest,
+                idle=False,
+                windows=windows,
+                window_offsets=ends,
+                dead_letters=decoded.dead_letters,
+                after_loss=cursor.after_loss,
+                generation=cursor.generation,
+            ),
+            columns,
         )
-        return self._split(whole)
 
-    def tick(self, cursor: Cursor, idle: bool) -> list[ActorBatch]:
-        """Batches that carry no records, only the state of the partition."""
+    def ticks(self, cursors: Iterable[Cursor]) -> list[ActorBatch]:
+        """Batches that carry no records, only the state of partitions."""
         none = np.empty(0, np.int64)
-        whole = ShardBatch(
-            partition=cursor.code,
-            from_offset=cursor.next_offset,
-            upto_offset=cursor.next_offset - 1,
-            max_time_ms=cursor.max_time_ms,
-            idle=idle,
-            partitions=self._partitions,
-            windows=none,
-            window_offsets=none,
-            dead_letters=none,
-            events=EventColumns.none(),
-            after_loss=cursor.after_loss,
-            generation=cursor.generation,
-        )
-        return self._split(whole)
+        steps = [
+            Progress(
+                partition=cursor.code,
+                from_offset=cursor.next_offset,
+                upto_offset=cursor.next_offset - 1,
+                max_time_ms=cursor.max_time_ms,
+                idle=cursor.idle,
+                windows=none,
+                window_offsets=none,
+                dead_letters=none,
+                after_loss=cursor.after_loss,
+                generation=cursor.generation,
+            )
+            for cursor in cursors
+        ]
+        return self._split(steps, EventColumns.none())
 
-    def _split(self, whole: ShardBatch) -> list[ActorBatch]:
-        shard = (whole.events.user % np.uint64(self._num_shards)).astype(np.int64)
+    def _split(self, steps: Sequence[Progress], columns: EventColumns) -> list[ActorBatch]:
+        shard = (columns.user % np.uint64(self._num_shards)).astype(np.int64)
         order = np.argsort(shard, kind="stable")
         counts = np.bincount(shard, minlength=self._num_shards)
         ends = np.cumsum(counts)
@@ -151,6 +156,7 @@ class Batcher:
         for route, epoch in zip(self._layout.routes, self._epochs, strict=True):
             picked = [order[ends[s] - counts[s] : ends[s]] for s in route.shards]
             bounds = np.cumsum([0, *(len(part) for part in picked)])
-            events = whole.events.take(np.concatenate(picked)) if len(order) else whole.events
-            batches.append(ActorBatch(whole.with_events(events), route.shards, bounds, epoch))
+            events = columns.take(np.concatenate(picked)) if len(order) else columns
+            whole = ShardBatch(tuple(steps), self._partitions, events)
+            batches.append(ActorBatch(whole, route.shards, bounds, epoch))
         return batches

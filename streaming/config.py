@@ -277,12 +277,11 @@ class StreamingSettings(Section):
         1024 * 1024, ge=1024, le=256 * 1024 * 1024, description="a larger record is a dead letter, bytes"
     )
     batch_records: int = Field(
-        50_000, ge=1, le=1_000_000, description="most records in one micro-batch; under backlog it is filled"
+        200_000,
+        ge=1,
+        le=1_000_000,
+        description="records that an ingestor gathers under backlog before it sends them as one micro-batch",
     )
-    buffered_records: int = Field(
-        200_000, ge=1, description="records that an ingestor holds before it stops reading"
-    )
-    buffered_mib: int = Field(128, ge=1, description="the same in MiB of their values")
     linger_s: float = Field(
         0.04,
         ge=0,

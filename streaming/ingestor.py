@@ -1,14 +1,15 @@
 """The ingestor actor: reads assigned partitions, and hands every micro-batch to every shard.
 
-The order of things for one batch: (1) dead letters are produced and acknowledged; (2) the batch goes to
-all shard actors, each of which commits it; (3) the offset is committed to Kafka for people's lag tools.
+The order of things for one batch: (1) dead letters are produced and acknowledged; (2) the batch, which may be of
+several partitions, goes to all shard actors, each of which commits it; (3) the offsets are committed to Kafka for
+people's lag tools.
 Whatever fails, the ingestor enters the shards again, which tells how far they are, rewinds to the lowest
 answer and goes on: sending again is harmless, since a shard drops what it has, and a gap is impossible, since a
 shard refuses it. A shard takes batches only from the ingestor that entered last, so one that
 was thought dead can do no harm.
 
 Everything is bounded: records fetched ahead (by the client's settings), records waiting to be sent
-(`buffered_records`), micro-batches in flight (`pipeline_depth`), and dead letters, which are awaited.
+(`batch_records`), micro-batches in flight (`pipeline_depth`), and dead letters, which are awaited.
 """
 
 import logging
@@ -24,13 +25,13 @@ from typing import Any
 import ray
 from kafka import KafkaProducer
 
-from streaming.batch import Position, partition_code
+from streaming.batch import ActorBatch, Position, partition_code
 from streaming.batcher import Batcher, Cursor, Layout
 from streaming.config import KafkaSettings, StreamingSettings
 from streaming.dead_letters import send_dead_letters
 from streaming.errors import BrokerError
 from streaming.events import EventDecoder
-from streaming.intake import Intake
+from streaming.intake import Decoded, Intake
 from streaming.kafka import TopicInfo, make_producer, topics_of
 from streaming.rows import NEVER
 from streaming.shard import Entered
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 _COMMIT_EVERY_S = 2.0
 _POLL_RECORDS = 20_000
 _BACKLOG_WAIT_S = 0.05
+_BACKLOG_RECORDS = 50_000
 _LOOK_AT_TOPICS_EVERY_S = 5.0
 _RETRY_S = 0.3
 
@@ -86,10 +88,8 @@ class Ingestor:
         self._batcher = Batcher(settings, self._all_codes, layout, [0] * len(layout.routes))
         self._topics: dict[str, TopicInfo] = {}
         self._cursors: dict[Part, Cursor] = {}
-        self._intake = Intake(
-            settings.batch_records, settings.buffered_records, settings.buffered_mib * 2**20
-        )
-        self._pending: deque[tuple[Part, int, list[Any]]] = deque()
+        self._intake = Intake(self._decode, settings.batch_records)
+        self._pending: deque[tuple[dict[Part, int], list[Any]]] = deque()  # next offsets, and answers to come
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
         self._dead_letters: KafkaProducer | None = None  # made at the first dead letter
@@ -189,9 +189,9 @@ class Ingestor:
         not change any more, and every shard's records count into the same windows.
         """
         now = time.monotonic()
-        for part, cursor in self._cursors.items():
+        for cursor in self._cursors.values():
             cursor.idle, cursor.last_record_at = False, now
-            self._send(part, self._batcher.tick(cursor, idle=False))
+        self._send(list(self._cursors), self._batcher.ticks(self._cursors.values()))
         while self._pending:
             self._await_oldest()
         answers = ray.get(
@@ -210,7 +210,7 @@ class Ingestor:
             if any(self._cursors[batch.topic, batch.partition].idle for batch in polled):
                 self._hold()  # a burst after silence: the other partitions' part of it is about to be read
             self._intake.add(polled)
-            while self._intake.full() or (len(self._intake) and self._is_time(bool(polled))):
+            if self._intake.full() or (len(self._intake) and self._is_time(bool(polled))):
                 self._make_room(done)
                 self._flush()
             self._tick(source)
@@ -225,13 +225,18 @@ class Ingestor:
                 self._look_at_topics()
 
     def _flush(self) -> None:
-        """Send the fullest partition where a micro-batch is complete, and else what there is of every one."""
-        only_one = self._intake.full()
-        while (batch := self._intake.take()) is not None:
-            self._send_records(batch)
-            if only_one:
-                return
-        self._flushed_at = time.monotonic()
+        """Send what there is."""
+        taken = self._intake.take()
+        batches = self._batcher.records([(self._cursors[part], decoded) for part, decoded in taken.items()])
+        now = self._flushed_at = time.monotonic()
+        for part, decoded in taken.items():
+            cursor = self._cursors[part]
+            cursor.next_offset = decoded.upto_offset + 1
+            cursor.max_time_ms = int(decoded.events.time_ms.max(initial=cursor.max_time_ms))
+            cursor.last_record_at = now
+            cursor.after_loss = False
+            self._records += decoded.records
+        self._send(list(taken), batches)
 
     def _is_time(self, more_came: bool) -> bool:
         """Whether what was read is to be sent though the micro-batch is not complete."""
@@ -253,14 +258,13 @@ class Ingestor:
             for part, cursor in self._cursors.items()
             if cursor.end is not None
         )
-        return left >= self._settings.batch_records
+        return left >= min(self._settings.batch_records, _BACKLOG_RECORDS)
 
     def _make_room(self, done: dict[Part, int], depth: int | None = None) -> None:
         """Wait until fewer than `pipeline_depth` micro-batches (or at most `depth`) are under way."""
         most = self._settings.pipeline_depth - 1 if depth is None else depth
         while len(self._pending) > most:
-            part, upto = self._await_oldest()
-            done[part] = upto + 1
+            done |= self._await_oldest()
 
     def _look_at_topics(self) -> None:
         """A fetch from a topic that was deleted just brings nothing; so the broker is asked now and then."""
@@ -271,22 +275,13 @@ class Ingestor:
                     f"topic {topic!r} was deleted" + (" and made anew" if now[topic].partitions else "")
                 )
 
-    def _send_records(self, batch: Records) -> None:
-        part = batch.topic, batch.partition
-        cursor = self._cursors[part]
+    def _decode(self, batch: Records) -> Decoded:
+        """Make events of records, and dead letters of those that are none."""
         events, rejected = self._decoders[batch.topic].decode(batch.values, batch.keys, batch.timestamps_ms)
         if rejected:
             self._dead_letters = self._dead_letters or make_producer(self._kafka)
             send_dead_letters(self._dead_letters, self._kafka, batch, rejected)
-        dead = batch.offsets[[reject.record for reject in rejected]]
-        batches = self._batcher.records(cursor, events, batch.offsets, batch.timestamps_ms, dead)
-        cursor.next_offset = int(batch.offsets[-1]) + 1
-        self._send(part, batches)
-        if len(events):
-            cursor.max_time_ms = max(cursor.max_time_ms, int(events.time_ms.max()))
-        cursor.last_record_at = time.monotonic()
-        cursor.after_loss = False
-        self._records += len(batch)
+        return Decoded.of(batch, events, [reject.record for reject in rejected])
 
     def _tick(self, source: RecordSource) -> None:
         """Tell the shards of quiet partitions, so that those do not hold windows open for ever.
@@ -303,24 +298,28 @@ class Ingestor:
             for part, end in ends.items():
                 self._cursors[part].end = end
         due = {part: cursor for part, cursor in self._cursors.items() if now - cursor.last_sent_at >= tick_s}
-        under_way = {part for part, _, _ in self._pending}
+        if not due:
+            return
+        under_way = {part for offsets, _ in self._pending for part in offsets}
         for part, cursor in due.items():
             silent = now - cursor.last_record_at > silent_s and part not in under_way
             waits = self._intake.waits(part)
             drained = not waits and cursor.end is not None and cursor.next_offset >= cursor.end
             cursor.idle = silent and drained
-            self._send(part, self._batcher.tick(cursor, cursor.idle))
+        self._send(list(due), self._batcher.ticks(due.values()))
 
-    def _send(self, part: Part, batches: Sequence[Any]) -> None:
+    def _send(self, parts: Sequence[Part], batches: Sequence[ActorBatch]) -> None:
         refs = [
             route.actor.apply.remote(batch) for route, batch in zip(self._layout.routes, batches, strict=True)
         ]
-        cursor = self._cursors[part]
-        self._pending.append((part, cursor.next_offset - 1, refs))
-        cursor.last_sent_at = time.monotonic()
+        self._pending.append(({part: self._cursors[part].next_offset for part in parts}, refs))
+        now = time.monotonic()
+        for part in parts:
+            self._cursors[part].last_sent_at = now
         self._batches += 1
 
-    def _await_oldest(self) -> tuple[Part, int]:
-        part, upto, refs = self._pending.popleft()
+    def _await_oldest(self) -> dict[Part, int]:
+        """Wait for the answers to the oldest micro-batch; returns the next offsets behind it."""
+        offsets, refs = self._pending.popleft()
         ray.get(refs, timeout=self._settings.apply_timeout_s)
-        return part, upto
+        return offsets

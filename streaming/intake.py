@@ -1,63 +1,136 @@
-"""Records that were read and not yet sent: what turns many small fetches into few large micro-batches.
+"""Where records wait until a micro-batch is worth sending.
 
-A row is read and written once per micro-batch, however many of its user's events are in it, so under backlog large
-batches are several times cheaper per event. Without backlog waiting would only make events old: then
+A shard pays for every user that a batch touches, whether by one event or by ten, and for every commit, so under
+backlog large batches are several times cheaper per event. Records wait as they came only until there are enough to
+decode them at once; as columns they take less room. Without backlog waiting would only make events old: then
 whatever came is sent at once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from streaming.events import Events
+from streaming.rows import Int64
 from streaming.source import Header, Part, Records
+
+_DECODED_AT_ONCE = 20_000  # records of all partitions
+_DECODED_AT_ONCE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What consecutive records of one partition say.
+
+    Args:
+        events: the N valid ones.
+        offset: (N,) of each event.
+        ingested_ms: (N,) Kafka timestamp of each event's record.
+        upto_offset: of the last record, be it valid or not.
+        dead_letters: offsets of those that are not.
+        records: how many they were.
+    """
+
+    events: Events
+    offset: Int64
+    ingested_ms: Int64
+    upto_offset: int
+    dead_letters: Int64
+    records: int
+
+    @classmethod
+    def of(cls, batch: Records, events: Events, rejected: Sequence[int]) -> "Decoded":
+        """Records, the events among them, and the positions of the others."""
+        return cls(
+            events=events,
+            offset=batch.offsets[events.record],
+            ingested_ms=batch.timestamps_ms[events.record],
+            upto_offset=int(batch.offsets[-1]),
+            dead_letters=batch.offsets[list(rejected)],
+            records=len(batch),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Decoded"]) -> "Decoded":
+        """Several of one partition, in order, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0, *(part.records for part in parts)])[:-1].tolist()
+        moved = [
+            replace(part.events, record=part.events.record + start)
+            for start, part in zip(starts, parts, strict=True)
+        ]
+        events = Events(
+            *(np.concatenate([getattr(each, field.name) for each in moved]) for field in fields(Events))
+        )
+        return cls(
+            events,
+            np.concatenate([part.offset for part in parts]),
+            np.concatenate([part.ingested_ms for part in parts]),
+            parts[-1].upto_offset,
+            np.concatenate([part.dead_letters for part in parts]),
+            sum(part.records for part in parts),
+        )
 
 
 class Intake:
     """Gathers records per partition; bounded by whoever asks `full` before reading on.
 
     Args:
-        batch_records: most records in one micro-batch.
-        buffered_records: records over all partitions from which on nothing more is read.
-        buffered_bytes: the same for the bytes of their values.
+        decode: makes events of records, and sees to those that are none.
+        batch_records: records from which on a micro-batch is complete.
     """
 
-    def __init__(self, batch_records: int, buffered_records: int, buffered_bytes: int) -> None:
-        self._batch, self._most, self._most_bytes = batch_records, buffered_records, buffered_bytes
-        self._bytes: dict[Part, int] = {}
-        self._waiting: dict[Part, list[Records]] = {}
+    def __init__(self, decode: Callable[[Records], Decoded], batch_records: int) -> None:
+        self._decode, self._batch = decode, batch_records
+        self._raw: dict[Part, list[Records]] = {}
+        self._decoded: dict[Part, list[Decoded]] = {}
+        self._raw_records = self._raw_bytes = self._records = 0
+        self._waits: dict[Part, int] = {}
 
     def add(self, polled: Iterable[Records]) -> None:
         """Take in what a poll brought."""
         for records in polled:
             part = records.topic, records.partition
-            self._waiting.setdefault(part, []).append(records)
-            size = sum(len(value) for value in records.values if value is not None)
-            self._bytes[part] = self._bytes.get(part, 0) + size
+            self._raw.setdefault(part, []).append(records)
+            self._waits[part] = self._waits.get(part, 0) + len(records)
+            self._raw_records += len(records)
+            self._raw_bytes += sum(len(value) for value in records.values if value is not None)
+            if self._raw_records >= _DECODED_AT_ONCE or self._raw_bytes >= _DECODED_AT_ONCE_BYTES:
+                self._decode_all()
+
+    def _decode_all(self) -> None:
+        for part, waiting in self._raw.items():
+            self._decoded.setdefault(part, []).append(self._decode(_joined(waiting)))
+        self._records += self._raw_records
+        self._raw.clear()
+        self._raw_records = self._raw_bytes = 0
 
     def __len__(self) -> int:
-        return sum(len(records) for waiting in self._waiting.values() for records in waiting)
+        return self._records + self._raw_records
 
     def waits(self, part: Part) -> int:
         """Records of a partition that are not sent yet."""
-        return sum(len(records) for records in self._waiting.get(part, ()))
+        return self._waits.get(part, 0)
 
     def full(self) -> bool:
-        """Whether a micro-batch is complete, or no more may be held."""
-        held = len(self) >= self._most or sum(self._bytes.values()) >= self._most_bytes
-        return held or any(self.waits(part) >= self._batch for part in self._waiting)
+        """Whether a micro-batch is complete."""
+        return len(self) >= self._batch
 
-    def take(self) -> Records | None:
-        """The partition with the most records waiting, as one micro-batch; None where nothing waits."""
-        part = max(self._waiting, key=self.waits, default=None)
-        if part is None:
-            return None
-        del self._bytes[part]
-        return _joined(self._waiting.pop(part))
+    def take(self) -> dict[Part, Decoded]:
+        """All that waits, by partition."""
+        self._decode_all()
+        taken = {part: Decoded.joined(parts) for part, parts in self._decoded.items()}
+        self.clear()
+        return taken
 
     def clear(self) -> None:
         """Forget everything: it will be read again."""
-        self._waiting.clear()
-        self._bytes.clear()
+        self._raw.clear()
+        self._decoded.clear()
+        self._waits.clear()
+        self._raw_records = self._raw_bytes = self._records = 0
 
 
 def _joined(parts: Sequence[Records]) -> Records:

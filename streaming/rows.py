@@ -113,6 +113,7 @@ class EventColumns:
     type: npt.NDArray[np.uint8]  # FORGET: an erasure
     value_micro: Int64
     category: npt.NDArray[np.uint8]  # NO_CATEGORY: none
+    partition: npt.NDArray[np.int32]  # code of the partition it came from
     offset: Int64
     ingested_ms: Int64
     window: Int64  # start of the window it counts into, epoch ms
@@ -126,8 +127,16 @@ class EventColumns:
         return EventColumns(*(getattr(self, field.name)[selection] for field in fields(self)))
 
     @classmethod
+    def joined(cls, parts: Sequence["EventColumns"]) -> "EventColumns":
+        """Several as one, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @classmethod
     def none(cls) -> "EventColumns":
         """No events."""
         empty = np.empty(0, np.int64)
         small, name = empty.astype(np.uint8), empty.astype(np.uint64)
-        return cls(name, name, name, empty, small, empty, small, empty, empty, empty, empty)
+        code = empty.astype(np.int32)
+        return cls(name, name, name, empty, small, empty, small, code, empty, empty, empty, empty)

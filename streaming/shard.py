@@ -116,11 +116,11 @@ class Shard:
             FencedError: it comes from an ingestor that did not enter here, or was replaced since.
             GapError: it starts past what is applied.
         """
-        code = batch.whole.partition
-        if self._epochs.get(code) != batch.epoch or set(batch.shards) != self._stores.keys():
+        entered = {self._epochs.get(step.partition) for step in batch.whole.steps}
+        if entered != {batch.epoch} or set(batch.shards) != self._stores.keys():
             raise FencedError(
-                f"partition {code}: the batch was sent under epoch {batch.epoch} for {len(batch.shards)} shards, "
-                f"here are epoch {self._epochs.get(code)} and {len(self._stores)} shards; enter again"
+                f"the batch was sent under epoch {batch.epoch} for {len(batch.shards)} shards, here its "
+                f"partitions are of {entered} and there are {len(self._stores)} shards; enter again"
             )
         changed = sum(
             self._stores[shard].apply(batch.part(index, self._num_shards))

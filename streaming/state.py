@@ -3,8 +3,8 @@
 LMDB gives one writer, many reading processes through the page cache, and transactions. The order in which
 things become durable is the exactly-once argument:
 
-1. The rows, the buffered window events and `applied[partition] = upto` change in **one** transaction.
-   Either all of a batch is in, or none of it.
+1. The rows, the buffered window events and `applied[partition] = upto` of every partition in the batch change
+   in **one** transaction. Either all of a batch is in, or none of it.
 2. A window's Parquet file is written and renamed **before** the transaction that drops its buffer. A crash
    in between writes the same file again.
 3. Offsets in Kafka are committed after both, and only for people's lag tools; nobody reads them back.
@@ -29,7 +29,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streaming import environment
-from streaming.batch import Position, ShardBatch
+from streaming.batch import Position, Progress, ShardBatch
 from streaming.config import StreamingSettings
 from streaming.erasure import Proof, erase_from_files, read_proofs, without_contexts, without_users
 from streaming.errors import GapError, StoreError
@@ -157,68 +157,84 @@ class ShardStore:
         Raises:
             GapError: the batch starts past the next expected offset.
         """
-        position = self._positions.get(batch.partition)
-        if position is not None and position.is_of_another(batch.generation):
-            position = self._reset(batch, position)
-        if position is not None and batch.from_offset > position.applied + 1 and not batch.after_loss:
-            raise GapError(batch.partition, position.applied + 1, batch.from_offset)
+        for step in batch.steps:
+            position = self._positions.get(step.partition)
+            if position is not None and position.is_of_another(step.generation):
+                position = self._reset(step, position)
+            if position is not None and step.from_offset > position.applied + 1 and not step.after_loss:
+                raise GapError(step.partition, position.applied + 1, step.from_offset)
+        news = [
+            step
+            for step in batch.steps
+            if step.partition not in self._positions
+            or step.upto_offset > self._positions[step.partition].applied
+        ]
         changed = 0
-        if position is None or batch.upto_offset > position.applied:
-            if position is not None and self._carries_nothing(batch, position):
-                self._positions[batch.partition] = _advance(batch, position)
-            else:
-                changed = self._commit(batch, position)
-        self._idle[batch.partition] = batch.idle
+        if not len(batch.events) and all(map(self._may_wait, news)):
+            self._positions |= {
+                step.partition: _advance(step, self._positions[step.partition]) for step in news
+            }
+        elif news:
+            changed = self._commit(batch)
+        for step in batch.steps:
+            self._idle[step.partition] = step.idle
         self._close_windows(batch.partitions)
         return changed
 
-    def _reset(self, batch: ShardBatch, position: Position) -> Position:
+    def _reset(self, step: Progress, position: Position) -> Position:
         """Start at the beginning of a topic that was made anew; what was applied from the old one stays."""
-        before = batch.from_offset - 1
+        before = step.from_offset - 1
         start = Position(
             before,
             position.max_time_ms,
             position.dead_letters,
             floor_ms=self.closed_upto_ms,
             floor_from=before,
-            generation=batch.generation,
+            generation=step.generation,
         )
         with self._env.begin(write=True) as txn:
-            self._put_position(txn, batch.partition, start)
-        self._positions[batch.partition] = start
+            self._put_position(txn, step.partition, start)
+        self._positions[step.partition] = start
         return start
 
-    def _carries_nothing(self, batch: ShardBatch, position: Position) -> bool:
-        """Whether a batch only moves the offset on, which may wait for the next commit (rule 4 above)."""
-        recent = time.monotonic() - self._committed_at.get(batch.partition, -_LAZY_S) < _LAZY_S
-        nothing = not len(batch.events) and not len(batch.dead_letters)
-        return recent and nothing and self._new_windows(batch, position.applied) <= self._windows
+    def _may_wait(self, step: Progress) -> bool:
+        """Whether a step without events for this shard may wait for the next commit (rule 4 above)."""
+        position = self._positions.get(step.partition)
+        if position is None or len(step.dead_letters):
+            return False
+        recent = time.monotonic() - self._committed_at.get(step.partition, -_LAZY_S) < _LAZY_S
+        return recent and self._new_windows(step, position.applied) <= self._windows
 
-    def _new_windows(self, batch: ShardBatch, applied: int) -> set[int]:
+    def _new_windows(self, step: Progress, applied: int) -> set[int]:
         """Windows that the records past `applied` count into."""
-        starts = batch.windows[batch.window_offsets > applied]
+        starts = step.windows[step.window_offsets > applied]
         return set(np.maximum(starts, self.closed_upto_ms).tolist())
 
-    def _commit(self, batch: ShardBatch, position: Position | None) -> int:
-        if position is None:  # windows closed before this partition was known
-            position = Position(
-                batch.from_offset - 1, floor_ms=self.closed_upto_ms, floor_from=batch.from_offset - 1
-            )
-        new = batch.events.offset > position.applied
-        events = batch.events if new.all() else batch.events.take(new)
-        counts = dict(self._counts)
+    def _commit(self, batch: ShardBatch) -> int:
+        before = {step.partition: self._start_of(step) for step in batch.steps}
+        events = _unapplied(batch.events, before)
+        counts, windows, moved = dict(self._counts), set(self._windows), {}
         with self._env.begin(write=True) as txn:
-            changed = self._apply_events(txn, events, batch.partition, counts) if len(events) else 0
-            moved = _advance(batch, position)
-            windows = self._windows | self._new_windows(batch, position.applied)
-            self._put_position(txn, batch.partition, moved)
+            changed = self._apply_events(txn, events, counts) if len(events) else 0
+            for step in batch.steps:
+                position = before[step.partition]
+                moved[step.partition] = _advance(step, position)
+                windows |= self._new_windows(step, position.applied)
+                self._put_position(txn, step.partition, moved[step.partition])
             self._put_json(txn, b"counts", counts, self._counts)
             self._put_json(txn, b"windows", sorted(windows), sorted(self._windows))
-        self._positions[batch.partition] = moved  # in memory only after the commit
+        self._positions |= moved  # in memory only after the commit
         self._counts, self._windows = counts, windows
         self._any_proofs |= counts.get("erasures", 0) > 0
-        self._committed_at[batch.partition] = time.monotonic()
+        self._committed_at |= dict.fromkeys(moved, time.monotonic())
         return changed
+
+    def _start_of(self, step: Progress) -> Position:
+        """Where a partition stands before a step; a new one stands behind all windows closed so far."""
+        start = step.from_offset - 1
+        return self._positions.get(step.partition) or Position(
+            start, floor_ms=self.closed_upto_ms, floor_from=start
+        )
 
     def _put_position(self, txn: Transaction, partition: int, position: Position) -> None:
         put_position(txn, self._meta, partition, position)
@@ -227,22 +243,20 @@ class ShardStore:
         if value != before:
             txn.put(key, json.dumps(value).encode(), db=self._meta)
 
-    def _apply_events(
-        self, txn: Transaction, events: EventColumns, partition: int, counts: dict[str, int]
-    ) -> int:
+    def _apply_events(self, txn: Transaction, events: EventColumns, counts: dict[str, int]) -> int:
         own_window = window_of(events.time_ms, self._length_ms)
         events = replace(events, window=np.maximum(events.window, self.closed_upto_ms))
         users, owner = np.unique(events.user, return_inverse=True)
         rows = self._load(txn, users)
         erased_upto = self._erased_upto(txn, users)
-        done = update_rows(rows, owner, events, partition, self._rules, erased_upto)
+        done = update_rows(rows, owner, events, self._rules, erased_upto)
         kept = done.outcome == KEPT
         buffered = kept
         if done.erased:
             last = np.full(len(users), -1)
             last[list(done.erased)] = list(done.erased.values())
             buffered = kept & (np.arange(len(events)) > last[owner])
-            self._erase(txn, users, owner, events, partition, done, erased_upto, kept & ~buffered)
+            self._erase(txn, users, owner, events, done, erased_upto, kept & ~buffered)
             _add(counts, "erasures", int((done.outcome == ERASURE).sum()))
         self._store(txn, users, rows)
         for window, before in done.contexts:
@@ -273,7 +287,6 @@ class ShardStore:
         users: UInt64,
         owner: Int64,
         events: EventColumns,
-        partition: int,
         done: Touched,
         erased_upto: Int64,
         unbuffered: Bools,
@@ -297,7 +310,7 @@ class ShardStore:
             proof = Proof(
                 erased_upto_ms=int(erased_upto[row]),
                 requested_ms=int(events.ingested_ms[record]),
-                topic_partition=partition,
+                topic_partition=int(events.partition[record]),
                 offset=int(events.offset[record]),
                 events=int(before[place]) + in_batch,
                 buffered_events=int(buffered[place]) + in_batch,
@@ -471,13 +484,21 @@ class ShardStore:
             txn.put(b"layout", json.dumps(layout).encode(), db=self._meta)
 
 
-def _advance(batch: ShardBatch, position: Position) -> Position:
-    dead = int((batch.dead_letters > position.applied).sum())
+def _unapplied(events: EventColumns, before: Mapping[int, Position]) -> EventColumns:
+    """Those past what is applied of their partitions."""
+    codes = np.array(sorted(before))
+    applied = np.array([before[code].applied for code in codes.tolist()])
+    new = events.offset > applied[np.searchsorted(codes, events.partition)]
+    return events if new.all() else events.take(new)
+
+
+def _advance(step: Progress, position: Position) -> Position:
+    dead = int((step.dead_letters > position.applied).sum())
     return replace(
         position,
-        applied=max(batch.upto_offset, position.applied),
-        max_time_ms=max(batch.max_time_ms, position.max_time_ms),
-        generation=batch.generation or position.generation,
+        applied=max(step.upto_offset, position.applied),
+        max_time_ms=max(step.max_time_ms, position.max_time_ms),
+        generation=step.generation or position.generation,
         dead_letters=position.dead_letters + dead,
     )
 

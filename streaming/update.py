@@ -67,7 +67,6 @@ def update_rows(
     rows: Rows,
     owner: Int64,
     events: EventColumns,
-    partition: int,
     rules: Rules,
     erased_upto_ms: Int64 | None = None,
 ) -> Touched:
@@ -77,7 +76,6 @@ def update_rows(
         rows: (U,) state rows.
         owner: (N,) the row of each event.
         events: N events, in arrival order within a user.
-        partition: code of the partition they came from.
         rules: half-lives, session gap, time to live.
         erased_upto_ms: (U,) events up to this time are of an erased past; changed in place.
     """
@@ -95,7 +93,7 @@ def update_rows(
             continue
         # sort by row; a stable sort keeps arrival order within a user
         chosen = chosen[np.argsort(owner[chosen], kind="stable")]
-        _apply(rows, _Part.of_sorted(owner[chosen], events.take(chosen)), partition, rules, touched)
+        _apply(rows, _Part.of_sorted(owner[chosen], events.take(chosen)), rules, touched)
     return Touched(touched.outcome, touched.contexts, touched.erased, expired)
 
 
@@ -124,7 +122,7 @@ class _Part:
         return slice(None) if len(self.who) == len(rows) else self.who
 
 
-def _apply(rows: Rows, part: _Part, partition: int, rules: Rules, touched: Touched) -> None:
+def _apply(rows: Rows, part: _Part, rules: Rules, touched: Touched) -> None:
     events, chosen = part.events, part.of(rows)
     touched.contexts.extend(_save_contexts(rows, part.who, events.window[part.starts]))
     before, in_order = _newest_before(rows["last_ms"][chosen], part)
@@ -132,7 +130,7 @@ def _apply(rows: Rows, part: _Part, partition: int, rules: Rules, touched: Touch
     _follow_sessions(rows, chosen, part, before, rules.session_gap_ms)
     _extend(rows, part, in_order)
     last = part.starts + part.counts - 1
-    rows["partition"][chosen] = partition
+    rows["partition"][chosen] = events.partition[last]
     rows["offset"][chosen] = events.offset[last]
     rows["ingested_ms"][chosen] = events.ingested_ms[last]
 

@@ -15,7 +15,9 @@ from ray import serve
 from services.actors import Actors, kill_actors, named_actors
 from streaming.batcher import Batcher, Cursor, Layout, ShardRoute
 from streaming.events import EventDecoder
+from streaming.intake import Decoded
 from streaming.kafka import ensure_topics
+from streaming.source import Records
 from streaming.state import open_store
 from tests.faults.chaos import Plan
 from tests.faults.log import Logged, ends, read_log
@@ -127,18 +129,20 @@ def apply(settings, log):
     shards = tuple(range(streaming.logical_shards))
     batcher = Batcher(streaming, list(log), Layout(0, (ShardRoute(None, shards),)), [0])
     decoder = EventDecoder(streaming)
-    batches = []
+    taken = []
     for partition, records in log.items():
         times = np.array([record.timestamp_ms for record in records], np.int64)
         events, rejected = decoder.decode([r.value for r in records], [r.key for r in records], times)
-        dead = np.array([reject.record for reject in rejected], np.int64)
-        batches += batcher.records(Cursor(partition, 0), events, np.arange(len(records)), times, dead)
+        offsets, keys = np.arange(len(records)), [r.key for r in records]
+        batch = Records("events", partition, offsets, times, keys, [r.value for r in records])
+        decoded = Decoded.of(batch, events, [reject.record for reject in rejected])
+        taken.append((Cursor(partition, 0), decoded))
+    [batch] = batcher.records(taken)
     for shard in shards:
         with open_store(
             settings.data_dir / "state", settings.data_dir / "windows", shard, streaming
         ) as store:
-            for batch in batches:
-                store.apply(batch.part(shard, len(shards)))
+            store.apply(batch.part(shard, len(shards)))
 
 
 def other_id(value):

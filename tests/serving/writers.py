@@ -17,6 +17,7 @@ from streaming.catalog import CatalogStore, Item
 from streaming.config import StreamingSettings, WindowSettings
 from streaming.events import EventDecoder
 from streaming.hashing import hash_one
+from streaming.intake import Decoded
 from streaming.state import open_store
 
 STREAMING = StreamingSettings(
@@ -72,7 +73,10 @@ class Writers:
         offsets = np.arange(offset, offset + len(events))
         ingested_ms = np.full(len(events), 1_700_000_000_000)
         none = np.empty(0, np.int64)
-        [batch] = batcher.records(Cursor(0, offset), decoded, offsets, ingested_ms, none)
+        upto, count = int(offsets[-1]), len(events)
+        [batch] = batcher.records(
+            [(Cursor(0, offset), Decoded(decoded, offsets, ingested_ms, upto, none, count))]
+        )
         for shard in shards:
             with open_store(self.data_dir / "state", self.data_dir / "windows", shard, STREAMING) as store:
                 store.apply(batch.part(shard, len(shards)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streaming.batch import ShardBatch
+from streaming.batch import Progress, ShardBatch
 from streaming.config import StreamingSettings
 from streaming.rows import BLANK_EVENT, FORGET, NEVER, NO_CATEGORY, EventColumns, Rows
 
@@ -117,7 +117,9 @@ def check_row(row: Rows, expected: OracleUser, settings: StreamingSettings) -> N
     assert row["dwell_ms"] == expected.dwell_ms
 
 
-def columns_of(events: Sequence[Event], windows: Sequence[int], clocks: Sequence[int]) -> EventColumns:
+def columns_of(
+    events: Sequence[Event], windows: Sequence[int], clocks: Sequence[int], partition: int = 0
+) -> EventColumns:
     """Events as the columns that a store is given."""
     events = list(events)
     offsets = np.array([event.offset for event in events], np.int64)
@@ -129,6 +131,7 @@ def columns_of(events: Sequence[Event], windows: Sequence[int], clocks: Sequence
         type=np.array([event.type for event in events], np.uint8),
         value_micro=np.array([event.value_micro for event in events], np.int64),
         category=np.array([event.category for event in events], np.uint8),
+        partition=np.full(len(events), partition, np.int32),
         offset=offsets,
         ingested_ms=offsets * 10,
         window=np.array(windows, np.int64),
@@ -137,21 +140,33 @@ def columns_of(events: Sequence[Event], windows: Sequence[int], clocks: Sequence
 
 
 def make_batch(
-    events: Sequence[Event], windows: Sequence[int], clocks: Sequence[int] | None = None, **overrides: object
+    events: Sequence[Event],
+    windows: Sequence[int],
+    clocks: Sequence[int] | None = None,
+    /,
+    *,
+    partitions: tuple[int, ...] = (0,),
+    partition: int = 0,
+    **overrides: object,
 ) -> ShardBatch:
-    """A batch of partition 0 whose records are `events`."""
-    columns = columns_of(events, windows, [event.time_ms for event in events] if clocks is None else clocks)
+    """A batch of one partition (0) whose records are `events`."""
+    times = [event.time_ms for event in events]
+    columns = columns_of(events, windows, times if clocks is None else clocks, partition)
     starts, reverse = np.unique(columns.window[::-1], return_index=True)
-    batch: dict[str, object] = {
-        "partition": 0,
+    step: dict[str, object] = {
+        "partition": partition,
         "from_offset": int(columns.offset[0]) if len(columns) else 0,
         "upto_offset": int(columns.offset[-1]) if len(columns) else -1,
         "max_time_ms": int(columns.time_ms.max()) if len(columns) else NEVER,
         "idle": False,
-        "partitions": (0,),
         "windows": starts,
         "window_offsets": columns.offset[::-1][reverse],
         "dead_letters": np.empty(0, np.int64),
-        "events": columns,
     }
-    return ShardBatch(**(batch | overrides))  # type: ignore[arg-type]
+    return ShardBatch((Progress(**(step | overrides)),), partitions, columns)  # type: ignore[arg-type]
+
+
+def together(batches: Sequence[ShardBatch]) -> ShardBatch:
+    """Batches of different partitions as one."""
+    steps = tuple(step for batch in batches for step in batch.steps)
+    return ShardBatch(steps, batches[0].partitions, EventColumns.joined([batch.events for batch in batches]))

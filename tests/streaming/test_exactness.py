@@ -21,7 +21,7 @@ from streaming.errors import GapError
 from streaming.rows import FORGET, NEVER, NO_CATEGORY
 from streaming.state import ShardStore
 from streaming.windows import folder_of
-from tests.streaming.oracle import Event, Oracle, check_row, make_batch
+from tests.streaming.oracle import Event, Oracle, check_row, make_batch, together
 
 WINDOW_MS, LATENESS_MS = 1000, 500
 SETTINGS = StreamingSettings(
@@ -84,7 +84,7 @@ class Exactness(RuleBasedStateMachine):
         for partition in PARTITIONS:
             end = Event(user=99, time_ms=10**6, offset=len(self.logs[partition]))
             self.logs[partition].append(end)
-            self.pass_on(partition, self.done(partition), len(self.logs[partition]), SHARDS)
+            self.pass_on([(partition, self.done(partition), len(self.logs[partition]))], SHARDS)
         self.windows_are_the_oracles()
         assert self.closed[0] == self.closed[1]
         for store in self.stores.values():
@@ -97,14 +97,23 @@ class Exactness(RuleBasedStateMachine):
     def done(self, partition):
         return min(self.applied[shard, partition] for shard in SHARDS)
 
-    def tick(self, partition, idle):
-        done = self.done(partition)
-        batch = make_batch([], [], partition=partition, from_offset=done, upto_offset=done - 1, idle=idle)
-        for shard in SHARDS:
-            self.stores[shard].apply(
-                replace(batch, max_time_ms=self.newest(partition, done), partitions=PARTITIONS)
+    def tick(self, partitions, idle):
+        ticks = [
+            make_batch(
+                [],
+                [],
+                partition=partition,
+                partitions=PARTITIONS,
+                from_offset=self.done(partition),
+                upto_offset=self.done(partition) - 1,
+                max_time_ms=self.newest(partition, self.done(partition)),
+                idle=idle,
             )
-            self.idle[shard, partition] = idle
+            for partition in partitions
+        ]
+        for shard in SHARDS:
+            self.stores[shard].apply(together(ticks))
+            self.idle |= {(shard, partition): idle for partition in partitions}
             self.expect_closings(shard)
 
     def rewind(self):
@@ -117,8 +126,7 @@ class Exactness(RuleBasedStateMachine):
                 self.applied[shard, partition] = (
                     stored  # less than before where a crash took what carried nothing
                 )
-        for partition in PARTITIONS:
-            self.tick(partition, idle=False)
+        self.tick(PARTITIONS, idle=False)
         self.floors = {
             partition: tuple(
                 {
@@ -130,30 +138,37 @@ class Exactness(RuleBasedStateMachine):
             for partition in PARTITIONS
         }
 
-    def pass_on(self, partition, start, stop, reached):
-        """Send records to shards; each takes its users' part."""
-        events = self.logs[partition][start:stop]
-        times = np.array([event.time_ms for event in events], np.int64)
-        clocks = BATCHER.clock(times, self.newest(partition, start))
-        windows = BATCHER.windows(clocks, np.arange(start, stop), self.floors[partition])
-        fates = list(zip(windows.tolist(), clocks.tolist(), strict=True))
-        whole = make_batch(
-            events, windows.tolist(), clocks.tolist(), partition=partition, partitions=PARTITIONS
-        )
-        whole = replace(whole, max_time_ms=self.newest(partition, stop))
-        self.fates[partition] += fates[len(self.fates[partition]) - start :]
+    def pass_on(self, ranges, reached):
+        """Send records of some partitions to shards, as one batch; each takes its users' part."""
+        batches = []
+        for partition, start, stop in ranges:
+            events = self.logs[partition][start:stop]
+            times = np.array([event.time_ms for event in events], np.int64)
+            clocks = BATCHER.clock(times, self.newest(partition, start)).tolist()
+            windows = BATCHER.windows(
+                np.array(clocks), np.arange(start, stop), self.floors[partition]
+            ).tolist()
+            newest = self.newest(partition, stop)
+            batches.append(
+                make_batch(
+                    events, windows, clocks, partition=partition, partitions=PARTITIONS, max_time_ms=newest
+                )
+            )
+            fates = list(zip(windows, clocks, strict=True))
+            self.fates[partition] += fates[len(self.fates[partition]) - start :]
+            assert fates == self.fates[partition][start:stop]  # as when sent first, perhaps to one shard only
+        whole = together(batches)
         for shard in reached:
             mine = whole.events.user % np.uint64(len(SHARDS)) == shard
-            self.stores[shard].apply(whole.with_events(whole.events.take(mine)))
-            first = self.applied[shard, partition]
-            for event, fate, again in zip(events, fates, self.fates[partition][start:stop], strict=True):
-                if event.offset < first:
-                    continue
-                assert fate == again  # the same as when it was sent first, perhaps to the other shard only
-                self.known[shard] |= {fate[0]} - self.closed[shard]
-                if event.user % len(SHARDS) == shard:
-                    self.oracle.apply(event, *fate)
-            self.applied[shard, partition] = max(first, stop)
+            self.stores[shard].apply(replace(whole, events=whole.events.take(mine)))
+            for partition, start, stop in ranges:
+                first = self.applied[shard, partition]
+                for place in range(max(start, first), stop):
+                    event, fate = self.logs[partition][place], self.fates[partition][place]
+                    self.known[shard] |= {fate[0]} - self.closed[shard]
+                    if event.user % len(SHARDS) == shard:
+                        self.oracle.apply(event, *fate)
+                self.applied[shard, partition] = max(first, stop)
             self.expect_closings(shard)
 
     @rule(partition=st.sampled_from(PARTITIONS), new=records)
@@ -167,20 +182,23 @@ class Exactness(RuleBasedStateMachine):
             self.logs[partition].append(moved)
 
     @rule(
-        partition=st.sampled_from(PARTITIONS),
+        partitions=st.sampled_from([PARTITIONS, (0,), (1,), (1, 0)]),
         reached=st.sampled_from([SHARDS, (0,), (1,)]),
         data=st.data(),
     )
-    def send(self, partition, reached, data):
-        """Any range that leaves no gap: new records, old ones again, or both."""
-        done, end = self.done(partition), len(self.logs[partition])
-        if end == 0:
+    def send(self, partitions, reached, data):
+        """Any ranges that leave no gap: new records, old ones again, or both; of one partition or of both."""
+        ranges = []
+        for partition in partitions:
+            done, end = self.done(partition), len(self.logs[partition])
+            if end:
+                start = data.draw(st.integers(0, min(done, end - 1)), label="from")
+                ranges.append((partition, start, data.draw(st.integers(start + 1, end), label="to")))
+        if not ranges:
             return
-        start = data.draw(st.integers(0, min(done, end - 1)), label="from")
-        stop = data.draw(st.integers(start + 1, end), label="to")
-        if any(self.idle[shard, partition] for shard in SHARDS):
+        if any(self.idle[shard, partition] for shard in SHARDS for partition, _, _ in ranges):
             self.rewind()
-        self.pass_on(partition, start, stop, reached)
+        self.pass_on(ranges, reached)
 
     @rule(partition=st.sampled_from(PARTITIONS), shard=st.sampled_from(SHARDS), ahead=st.integers(1, 3))
     def send_with_a_gap(self, partition, shard, ahead):
@@ -192,7 +210,7 @@ class Exactness(RuleBasedStateMachine):
     @rule(partition=st.sampled_from(PARTITIONS))
     def fall_silent(self, partition):
         if all(self.applied[shard, partition] == len(self.logs[partition]) for shard in SHARDS):
-            self.tick(partition, idle=True)
+            self.tick([partition], idle=True)
 
     @rule(shard=st.sampled_from(SHARDS))
     def restart(self, shard):

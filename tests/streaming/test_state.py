@@ -1,7 +1,5 @@
 """The store against a plain oracle: any batching, re-sending and restarting leads to the same state."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -135,8 +133,10 @@ def test_closing_a_window_makes_the_offsets_behind_it_durable(tmp_path):
     with open_store(tmp_path / "state", tmp_path / "windows", 0, SETTINGS) as store:
         store.apply(make_batch([Event(1, 1, 1, 10, 0, offset=0)], [0]))
         for offset, newest in ((1, 20), (2, 5000)):  # records of other shards: they only move the offset on
-            batch = make_batch([], [], from_offset=offset, upto_offset=offset, max_time_ms=newest)
-            store.apply(replace(batch, windows=np.array([0]), window_offsets=np.array([offset])))
+            counts_into = {"windows": np.array([0]), "window_offsets": np.array([offset])}
+            store.apply(
+                make_batch([], [], from_offset=offset, upto_offset=offset, max_time_ms=newest, **counts_into)
+            )
         assert [w.start_ms for w in complete_windows(tmp_path / "windows", 1)] == [0]
     with open_store(tmp_path / "state", tmp_path / "windows", 0, SETTINGS) as store:
         assert store.positions()[0].applied == 2

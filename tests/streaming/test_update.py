@@ -41,9 +41,7 @@ def row_after(*batches: list[Event], rules: Rules = RULES) -> Rows:
     rows = blank_rows(np.array([7], np.uint64), row_dtype(SETTINGS))
     for batch in batches:
         times = [event.time_ms for event in batch]
-        update_rows(
-            rows, np.zeros(len(batch), np.int64), columns_of(batch, [0] * len(batch), times), 0, rules
-        )
+        update_rows(rows, np.zeros(len(batch), np.int64), columns_of(batch, [0] * len(batch), times), rules)
     return rows[0]
 
 
@@ -112,7 +110,7 @@ def test_a_repeat_among_the_newest_events_is_dropped_and_one_behind_them_is_not(
     rows = blank_rows(np.array([7], np.uint64), row_dtype(SETTINGS))
     log = [Event(7, event_id=number, time_ms=number) for number in (1, 2, 1, 3, 4, 5, 6, 1)]
     columns = columns_of(log, [0] * len(log), [event.time_ms for event in log])
-    done = update_rows(rows, np.zeros(len(log), np.int64), columns, 0, RULES)
+    done = update_rows(rows, np.zeros(len(log), np.int64), columns, RULES)
     assert done.outcome.tolist() == [KEPT, KEPT, DUPLICATE, KEPT, KEPT, KEPT, KEPT, KEPT]
 
 
@@ -145,7 +143,7 @@ def test_repeats_are_told_apart_as_one_by_one_whatever_the_batches(drawn, data):
     while len(found) < len(log):
         part = log[len(found) : data.draw(st.integers(len(found) + 1, len(log)))]
         columns = columns_of(part, [0] * len(part), [event.time_ms for event in part])
-        found += update_rows(rows, np.zeros(len(part), np.int64), columns, 0, Rules.of(few)).outcome.tolist()
+        found += update_rows(rows, np.zeros(len(part), np.int64), columns, Rules.of(few)).outcome.tolist()
     assert found == expected
     if log:
         check_row(rows[0], oracle.users[7], few)
@@ -165,7 +163,7 @@ def test_rows_are_stored_without_their_empty_places_and_come_back_whole(logs):
     rows = blank_rows(np.arange(1, len(logs) + 1, dtype=np.uint64), row_dtype(SETTINGS))
     for place, log in enumerate(logs):
         columns = columns_of(log, [0] * len(log), [event.time_ms for event in log])
-        update_rows(rows, np.full(len(log), place), columns, 0, RULES)
+        update_rows(rows, np.full(len(log), place), columns, RULES)
     stored = pack_rows(rows)
     assert unpack_rows(stored, rows.dtype).tobytes() == rows.tobytes()
     empty = rows.dtype.itemsize - 5 * 25
