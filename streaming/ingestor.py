@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _COMMIT_EVERY_S = 2.0
 _POLL_RECORDS = 20_000
 _BACKLOG_WAIT_S = 0.05
+_ANSWER_WAIT_S = 0.005  # between two looks whether the shards have answered
 _BACKLOG_RECORDS = 50_000
 _LOOK_AT_TOPICS_EVERY_S = 5.0
 _RETRY_S = 0.3
@@ -210,12 +211,11 @@ class Ingestor:
             if any(self._cursors[batch.topic, batch.partition].idle for batch in polled):
                 self._hold()  # a burst after silence: the other partitions' part of it is about to be read
             self._intake.add(polled)
+            self._reap(done)
             if self._intake.full() or (len(self._intake) and self._is_time(bool(polled))):
                 self._make_room(done)
                 self._flush()
             self._tick(source)
-            if not polled:
-                self._make_room(done, 0)
             now = time.monotonic()
             if done and now - committed_at > _COMMIT_EVERY_S:
                 source.commit(done)
@@ -239,17 +239,21 @@ class Ingestor:
         self._send(list(taken), batches)
 
     def _is_time(self, more_came: bool) -> bool:
-        """Whether what was read is to be sent though the micro-batch is not complete."""
+        """Whether what was read is to be sent though the micro-batch is not complete.
+
+        While shards are at work it waits for them: the busier they are, the larger and cheaper the next batch.
+        """
         lingered = time.monotonic() - self._flushed_at >= self._settings.linger_s
-        return lingered and not (more_came and self._behind())
+        return lingered and not self._pending and not (more_came and self._behind())
 
     def _patience_s(self) -> float:
         """How long a poll may wait: no longer than until something else can be done."""
         if self._behind():
             return _BACKLOG_WAIT_S  # there is more, it is only on its way
         if len(self._intake):
-            return max(0.0, self._flushed_at + self._settings.linger_s - time.monotonic())
-        return 0.0 if self._pending else self._settings.tick_s
+            lingers = self._flushed_at + self._settings.linger_s - time.monotonic()
+            return max(_ANSWER_WAIT_S if self._pending else 0.0, lingers)
+        return _ANSWER_WAIT_S if self._pending else self._settings.tick_s
 
     def _behind(self) -> bool:
         """Whether so much is left to read that it pays to wait for larger micro-batches."""
@@ -260,10 +264,17 @@ class Ingestor:
         )
         return left >= min(self._settings.batch_records, _BACKLOG_RECORDS)
 
-    def _make_room(self, done: dict[Part, int], depth: int | None = None) -> None:
-        """Wait until fewer than `pipeline_depth` micro-batches (or at most `depth`) are under way."""
-        most = self._settings.pipeline_depth - 1 if depth is None else depth
-        while len(self._pending) > most:
+    def _make_room(self, done: dict[Part, int]) -> None:
+        """Wait until fewer than `pipeline_depth` micro-batches are under way."""
+        while len(self._pending) >= self._settings.pipeline_depth:
+            done |= self._await_oldest()
+
+    def _reap(self, done: dict[Part, int]) -> None:
+        """Take the answers that are there, without waiting."""
+        while self._pending:
+            answers = self._pending[0][1]
+            if len(ray.wait(answers, num_returns=len(answers), timeout=0)[0]) < len(answers):
+                return
             done |= self._await_oldest()
 
     def _look_at_topics(self) -> None:

@@ -15,7 +15,7 @@ from streaming.events import Events
 from streaming.rows import Int64
 from streaming.source import Header, Part, Records
 
-_DECODED_AT_ONCE = 20_000  # records of all partitions
+_DECODED_AT_ONCE = 5_000  # records of all partitions
 _DECODED_AT_ONCE_BYTES = 32 * 2**20
 
 

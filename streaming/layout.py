@@ -4,7 +4,6 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ def own(path: Path) -> int:
 
 def put_position(txn: Transaction, meta: Database, partition: int, position: Position) -> None:
     """Store the applied position of a partition."""
-    txn.put(b"p%d" % partition, _POSITION.pack(*astuple(position)), db=meta)
+    txn.put(b"p%d" % partition, _POSITION.pack(*vars(position).values()), db=meta)
 
 
 def prefixed(txn: Transaction, db: Database, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:

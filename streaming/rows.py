@@ -124,7 +124,7 @@ class EventColumns:
 
     def take(self, selection: Bools | Int64 | slice) -> "EventColumns":
         """Select events by mask, positions or slice."""
-        return EventColumns(*(getattr(self, field.name)[selection] for field in fields(self)))
+        return EventColumns(*(column[selection] for column in vars(self).values()))
 
     @classmethod
     def joined(cls, parts: Sequence["EventColumns"]) -> "EventColumns":

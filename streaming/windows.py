@@ -115,29 +115,28 @@ def assemble(start_ms: int, events: npt.NDArray[np.void], contexts: Contexts) ->
     Returns:
         A table of `SCHEMA` sorted by user, without the trust column filled in (1.0).
     """
-    users = np.unique(events["user"])
+    users, place = np.unique(events["user"], return_inverse=True)
     known, first = np.unique(contexts.user, return_index=True)
     context = contexts.take(first[np.isin(known, users)])
     before = context.events["time"] < start_ms
     old = context.events[before]
     old_user = np.repeat(context.user, context.count)[before]
 
-    user = np.concatenate([old_user, events["user"]])
-    is_new = np.concatenate([np.zeros(len(old_user), bool), np.ones(len(events), bool)])
+    # by user, then the context before what is new; a stable sort keeps the order of arrival
+    part = np.concatenate([2 * np.searchsorted(users, old_user), 2 * place + 1])
     time = np.concatenate([old["time"], events["time"]])
     item = np.concatenate([old["item"], events["item"]])
     kind = np.concatenate([old["type"], events["type"]])
-    order = np.lexsort((np.arange(len(user)), time, is_new, user))
-    offsets = np.searchsorted(user[order], users)
-    bounds = np.append(offsets, len(user)).astype(np.int32)
-    context_counts = np.diff(np.append(0, np.cumsum(~is_new[order]))[bounds])
+    order = np.lexsort((time, part))
+    counts = np.bincount(part, minlength=2 * len(users)).reshape(-1, 2)  # (U, 2): context, new
+    bounds = np.append(0, np.cumsum(counts.sum(axis=1))).astype(np.int32)
     return pa.table(
         {
             "user": pa.array(users, pa.uint64()),
             "items": pa.ListArray.from_arrays(bounds, pa.array(item[order], pa.uint64())),
             "times": pa.ListArray.from_arrays(bounds, pa.array(time[order], pa.int64())),
             "types": pa.ListArray.from_arrays(bounds, pa.array(kind[order], pa.uint8())),
-            "target_from": pa.array(context_counts, pa.int32()),
+            "target_from": pa.array(counts[:, 0], pa.int32()),
             "trust": pa.array(np.ones(len(users), np.float32)),
         },
         schema=SCHEMA,

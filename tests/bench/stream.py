@@ -80,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--soak", type=float, default=0, metavar="SECONDS", help="only this: memory over time"
     )
+    parser.add_argument("--soak-users", type=int, default=20_000, help="users of the soak (%(default)s)")
     parser.add_argument("--soak-rate", type=float, default=20_000, help="events/s of the soak (%(default)s)")
     parser.add_argument(
         "--profile", action="store_true", help="after the rounds, one more Headrace run under py-spy"
@@ -257,7 +258,9 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         if options.soak:
             samples = str(bench.out / "soak.jsonl")
             name = bench.fastest({})
-            soak = bench.load("soak", name, options.soak_rate, options.soak, samples_file=samples)
+            soak = bench.load(
+                "soak", name, options.soak_rate, options.soak, samples_file=samples, users=options.soak_users
+            )
             console.print(soak_table(soak))
             return {"machine": machine(), "versions": versions(None), "soak": soak}
         workload = make_workload(options.events, options.users)

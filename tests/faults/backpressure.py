@@ -41,7 +41,7 @@ from tests.faults.truth import name
 MIB = 1024 * 1024
 _EVENT_BYTES, _OBJECT_BYTES, _UNBOUND_BYTES, _PAGE_BYTES = 96, 1024, 32 * MIB, 4096
 _WARM_UP_RECORDS = 5000
-_SIZES = {"batch_records": 2500, "buffered_records": 10_000, "pipeline_depth": 3}
+_SIZES = {"batch_records": 2500, "pipeline_depth": 3}
 _BEFORE_S, _AFTER_S = 3.0, 3.0  # full input around the pause
 _DRAIN_TIMEOUT_S = 180.0
 
@@ -61,8 +61,9 @@ class Bounds:
         streaming = settings.streaming
         partitions = -(-settings.kafka.partitions // streaming.ingestors)
         batch, row = streaming.batch_records, row_dtype(streaming).itemsize
-        held = (streaming.buffered_records + batch) * (RECORD_BYTES + _OBJECT_BYTES)
-        under_way = (streaming.pipeline_depth + partitions) * batch * _EVENT_BYTES
+        most = 2 * batch  # a poll brings up to a batch, and what waited before it was just short of one
+        held = most * (RECORD_BYTES + _OBJECT_BYTES)
+        under_way = (streaming.pipeline_depth + 1) * most * _EVENT_BYTES
         fetched = 4 * FETCH_BYTES_PER_PARTITION * partitions
         window = RECORDS_PER_WINDOW * (64 + row)
         return cls(
@@ -72,7 +73,7 @@ class Bounds:
             + window
             + _UNBOUND_BYTES,
             object_store=2 * streaming.ingestors * under_way,
-            taken=streaming.ingestors * (streaming.pipeline_depth + partitions) * batch,
+            taken=streaming.ingestors * (streaming.pipeline_depth + 1) * most,
         )
 
 
