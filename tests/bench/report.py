@@ -95,9 +95,11 @@ def speed_table(report: Mapping[str, Any]) -> Table:
 
 def visible_line(visible: Mapping[str, Any]) -> str:
     """Produce-to-visible latency in one line."""
-    if visible["p50"] is None:
-        return "produced → visible: not measured"
     return (
-        f"produced → visible at {visible['events_per_s']:,.0f} events/s: p50 {visible['p50']:.0f} ms, "
-        f"p99 {visible['p99']:.0f} ms ({visible['probes']} probes, {visible['unseen']} not seen in time)"
+        f"produced → visible at {visible['events_per_s']:,.0f} events/s: p50 {_ms(visible['p50'])}, "
+        f"p99 {_ms(visible['p99'])} ({visible['probes']} probes, {visible['unseen']} not seen in time)"
     )
+
+
+def _ms(value: float | None) -> str:
+    return "not within the time" if value is None else f"{value:.0f} ms"
