@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a minute or two, once)"
 	@# torch first and from its pin: a looser requirement would bring a CUDA build of several gigabytes
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,avro,bench,fast,s3,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,avro,bench,evaluate,fast,s3,test]'
 	@touch $@
 
 demo: $(READY) ## the whole system on a recorded stream, live in this terminal

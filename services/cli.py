@@ -11,6 +11,7 @@ from rich.console import Console
 
 from services.commands import SettingsOption, fail
 from services.commands.dlq import app as dlq_app
+from services.commands.evaluate import evaluate
 from services.commands.inspect import inspect
 from services.commands.restore import restore, snapshots
 from services.commands.scale import scale
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(snapshots, name="snapshots")
+app.command()(evaluate)
 app.command()(inspect)
 app.command()(restore)
 app.command()(scale)

@@ -59,3 +59,59 @@ def mrr(ranks: Ranks, k: int = 10) -> float:
 def summary(ranks: Ranks, k: int = 10) -> dict[str, float]:
     """HR, NDCG and MRR at k by name, as the gate and eval.json use them."""
     return {f"hit_rate@{k}": hit_rate(ranks, k), f"ndcg@{k}": ndcg(ranks, k), f"mrr@{k}": mrr(ranks, k)}
+
+
+def reciprocal_log(ranks: Ranks, k: int = 10) -> Ranks:
+    """(T,) each query's share in NDCG@k."""
+    return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
+
+
+def bootstrap(
+    values: Ranks, groups: NDArray[np.int64], resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of a mean whose values come in groups (users), which are resampled whole.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13; groups with replacement.
+
+    Args:
+        values: (T,). groups: (T,) of each value.
+    """
+    if len(values) == 0:
+        return 0.0, 0.0
+    _, group = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(group, values), np.bincount(group)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for number in range(resamples):
+        times = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums))
+        means[number] = (times @ sums) / (times @ sizes)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def coverage(recommended: NDArray[np.int64], num_items: int) -> float:
+    """Share of the catalogue that stands in any of the lists (Q, k)."""
+    return len(np.unique(recommended)) / num_items if num_items else 0.0
+
+
+def gini(recommended: NDArray[np.int64], num_items: int) -> float:
+    """Gini coefficient of how often items are recommended: 0 = all alike, 1 = one item takes all.
+
+    G = sum_i (2i - n - 1) x_i / (n sum x), x ascending, i from 1 (Shani and Gunawardana 2011, section 8.3.2.2).
+    """
+    counts = np.sort(np.bincount(recommended.ravel(), minlength=num_items)).astype(np.float64)
+    if counts.sum() == 0:
+        return 0.0
+    place = np.arange(1, num_items + 1)
+    return float(((2 * place - num_items - 1) * counts).sum() / (num_items * counts.sum()))
+
+
+def novelty(recommended: NDArray[np.int64], counts: NDArray[np.int64]) -> float:
+    """Mean self-information of what is recommended, bits: -log2 of an item's share in the training events.
+
+    An item without events counts as one with half an event (Zhou et al. 2010, PNAS 107(10), with that smoothing).
+    """
+    if recommended.size == 0:
+        return 0.0
+    share = np.maximum(counts, 0.5) / max(counts.sum(), 1)
+    return float(-np.log2(share[recommended]).mean())

@@ -1,8 +1,8 @@
 """One shard actor stands still for 30 s under full input: what does every process hold meanwhile?
 
 A shard that does not answer stops the ingestors: each has at most `pipeline_depth` micro-batches under way, holds
-up to `batch_records` more and what one poll brought on top, and reads no further. So what a process may hold beyond what
-it takes at rest follows from the settings:
+up to `batch_records` more and what one poll brought on top, and reads no further. So what a process may hold beyond
+what it takes at rest follows from the settings:
 
 ingestor  what the client has fetched, 1 MiB per partition and fetch: a fetch being read, one that waits, one that
           comes in, and a copy while it is put together (4 x 1 MiB x its partitions); the records that it holds,

@@ -1,0 +1,1 @@
+"""Offline evaluation: public protocols, real baselines, and the metrics that a gate cannot see."""
