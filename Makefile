@@ -10,7 +10,7 @@ DATASET ?=
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-slow bench-stream bench-soak faults format clean
+.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-train faults format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -50,6 +50,9 @@ bench-stream: $(READY) ## events per second beside Bytewax and Quix Streams, and
 
 bench-soak: $(READY) ## ten minutes of load: memory of every process over time
 	@$(BIN)/python -m tests.bench.stream --soak 600 $(if $(REPORT),--report $(REPORT))
+
+bench-train: $(READY) ## training targets per second beside RecBole's SASRec
+	@$(BIN)/python -m tests.bench.train $(if $(REPORT),--report $(REPORT))
 
 faults: $(READY) ## 50 kills and cut connections during 300,000 events: what was lost or doubled
 	@$(BIN)/python -m tests.faults $(if $(REPORT),--report $(REPORT))

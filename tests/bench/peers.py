@@ -78,21 +78,24 @@ class Run:
         return asdict(self)
 
 
-def ensure_peers(venv: Path) -> Path:
+def ensure_peers(venv: Path, requirements: str = "peers.txt", *pip_options: str) -> Path:
     """Make the peers' environment where there is none; returns its Python.
+
+    Args:
+        venv: where it is or shall be.
+        requirements: file of pins beside this one.
+        pip_options: further options of `pip install`.
 
     Raises:
         BenchError: installing failed.
     """
     python = venv / "bin" / "python"
     ready = venv / ".ready"
-    pins = (HERE / "peers.txt").read_text()
+    pins = (HERE / requirements).read_text()
     if python.exists() and ready.exists() and ready.read_text() == pins:
         return python
-    for command in (
-        [sys.executable, "-m", "venv", str(venv)],
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "peers.txt"],
-    ):
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pip_options]
+    for command in ([sys.executable, "-m", "venv", str(venv)], [*install, "-r", requirements]):
         done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=900, check=False)
         if done.returncode:
             raise BenchError(
@@ -206,9 +209,17 @@ def _children_cpu_s() -> float:
 
 
 def run_module(
-    module: str, spec: dict[str, Any], log: Path, timeout_s: float = RUN_TIMEOUT_S
+    module: str, spec: dict[str, Any], log: Path, timeout_s: float = RUN_TIMEOUT_S, python: Path | None = None
 ) -> dict[str, Any]:
-    """Run one of this package's Headrace measurements in a process of its own; returns what it wrote.
+    """Run one of this package's measurements in a process of its own; returns what it wrote.
+
+    Args:
+        module: name within this package.
+        spec: what it is told.
+        log: file that its output is added to.
+        timeout_s: longest run.
+        python: of another environment, where the module runs as a script in an empty folder that goes afterwards;
+            None = this environment.
 
     Raises:
         BenchError: it failed; the message ends with its last words.
@@ -216,10 +227,16 @@ def run_module(
     with tempfile.TemporaryDirectory(prefix="spec-") as name:
         spec_file, result = Path(name) / "spec.json", Path(name) / "result.json"
         spec_file.write_text(json.dumps(spec))
-        command = [sys.executable, "-m", f"tests.bench.{module}", str(spec_file), str(result)]
+        begin, folder = [sys.executable, "-m", f"tests.bench.{module}"], HERE.parent.parent
+        if python is not None:  # -P: what lies beside the script must not hide what it imports
+            begin, folder = [str(python), "-P", "-W", "ignore", str(HERE / f"{module}.py")], Path(name)
         with log.open("ab") as out:
             process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, cwd=HERE.parent.parent, env=os.environ
+                [*begin, str(spec_file), str(result)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=os.environ,
             )
             try:
                 process.wait(timeout_s)

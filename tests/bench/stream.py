@@ -18,14 +18,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from services.machine import machine
 from streaming.broker import EmbeddedBroker
 from tests.bench import peers, producer
 from tests.bench.peers import BenchError, Run, Stream
@@ -37,6 +37,8 @@ from tests.bench.workload import make_workload
 TOPIC = "bench"
 DEFAULT = (*HEADRACE, *PEERS, "bytewax_tuned")
 CLIENTS = {"headrace_kafka_python": "kafka-python", "headrace_confluent": "confluent"}
+OURS = ("headrace", "ray", "kafka-python", "confluent-kafka", "pyarrow", "lmdb", "numpy")
+THEIRS = ("bytewax", "quixstreams", "confluent-kafka", "orjson")
 SOAK_SHARE = 0.25  # of the measured rate, when --soak-rate is not given
 
 
@@ -198,21 +200,12 @@ class Bench:
         return folder
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].partition(":")[2].strip() if names else model
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"cpu": model, "cores": psutil.cpu_count(), "memory_gib": memory, "system": platform.platform()}
-
-
-def versions(peers_python: Path | None) -> dict[str, str]:
-    """What was compared."""
+def versions(
+    peers_python: Path | None, ours: Sequence[str] = OURS, theirs: Sequence[str] = THEIRS
+) -> dict[str, str]:
+    """What was compared: packages of this environment, and of the peers' where there is one."""
     found = {"python": platform.python_version()}
-    for name in ("headrace", "ray", "kafka-python", "confluent-kafka", "pyarrow", "lmdb", "numpy"):
+    for name in ours:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -225,9 +218,8 @@ def versions(peers_python: Path | None) -> dict[str, str]:
             timeout=60,
             check=True,
         )
-        wanted = {"bytewax", "quixstreams", "confluent-kafka", "orjson"}
         peer_versions = {entry["name"]: entry["version"] for entry in json.loads(listed.stdout)}
-        found |= {f"peers: {name}": version for name, version in peer_versions.items() if name in wanted}
+        found |= {f"peers: {name}": version for name, version in peer_versions.items() if name in theirs}
     return found
 
 
