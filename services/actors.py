@@ -10,11 +10,9 @@ from the lowest offset that one of them lacks. The state lies on the same disk o
 snapshot, and what it lacks is read again, so nothing is lost or doubled wherever this stops.
 """
 
-import functools
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -24,10 +22,11 @@ from services import layout
 from services.layout import Hosting
 from services.settings import Settings
 from streaming.batcher import Layout, ShardRoute
-from streaming.cataloguer import Cataloguer, Encoder
+from streaming.cataloguer import Cataloguer
 from streaming.ingestor import Ingestor
 from streaming.kafka import partitions_of_topics
 from streaming.shard import Shard
+from training.current_encoder import CurrentEncoder
 from training.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -61,17 +60,6 @@ def _kill(name: str) -> bool:
     return True
 
 
-def packaged_encoder(name: str) -> Encoder:
-    """Load the text encoder of that name or folder, on one thread: it runs beside serving."""
-    import torch
-
-    from training.encoder import load_text_encoder
-
-    torch.set_num_threads(1)
-    encoder: Encoder = load_text_encoder(name)
-    return encoder
-
-
 class Actors:
     """Creates, finds, moves and stops the actors of these settings."""
 
@@ -96,9 +84,9 @@ class Actors:
         """Create or find the actor that keeps the catalogue and encodes its texts."""
         settings = self._settings
         kill_actors(keep=self._prefix)
-        encoder: Callable[[], Encoder] = functools.partial(packaged_encoder, settings.training.text_encoder)
-        folder = settings.data_dir.resolve() / "catalog"
-        self.cataloguer = self._actor("catalog", Cataloguer, 0.5, settings.kafka, folder, encoder)
+        training, folder = settings.training, settings.data_dir.resolve()
+        due = CurrentEncoder(folder / "models", training.text_encoder, training.encoder_pooling)
+        self.cataloguer = self._actor("catalog", Cataloguer, 0.5, settings.kafka, folder / "catalog", due)
 
     def start_stream(self) -> None:
         """Create or find the shards and the ingestors, as the stored layout says."""

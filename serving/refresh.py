@@ -68,6 +68,9 @@ class Refresher:
     def _rebuild(self, model: Learned | None) -> None:
         """Build, and only when that has gone well, hand over."""
         catalog = self._catalog.snapshot()
+        if model is not None and model.bundle.encoder is not None:
+            # vectors of another text encoder would mean nothing to this model; the cataloguer is on its way
+            catalog = catalog.of_encoder(model.bundle.encoder.fingerprint)
         self._publish(build(catalog, model, self._windows.shares(), self._event_types))
         self._model, self._catalog_version = model, catalog.version
 

@@ -8,7 +8,7 @@ so an item whose text did not change is never encoded again.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lmdb import _Database as Database
 
 Float32 = npt.NDArray[np.float32]
+
+_STAMP = 16  # bytes in front of a stored vector
 
 
 class Item(BaseModel):
@@ -57,9 +59,18 @@ class CatalogSnapshot:
     available: npt.NDArray[np.bool_]
     vectors: Float32  # (N, D), zeros where not encoded yet
     encoded: npt.NDArray[np.bool_]
+    stamps: npt.NDArray[np.uint8]  # (N, 16) encoder and text that each vector is of, zeros where not encoded
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def of_encoder(self, fingerprint: str) -> "CatalogSnapshot":
+        """The same items, encoded only where the vector is that encoder's of the item's present text."""
+        wanted = b"".join(_fingerprint(fingerprint, text) for text in self.texts)
+        same = (self.stamps == np.frombuffer(wanted, np.uint8).reshape(-1, _STAMP)).all(1)
+        encoded = self.encoded & same
+        vectors = np.where(encoded[:, None], self.vectors, np.float32(0))
+        return replace(self, vectors=vectors, encoded=encoded)
 
 
 def parse_item(key: bytes | None, value: bytes) -> Item | str:
@@ -122,7 +133,7 @@ class CatalogStore:
             for key, value in txn.cursor(db=self._items):
                 text = Item.model_validate_json(value).text()
                 stored = txn.get(key, db=self._vectors)
-                if stored is None or stored[:16] != _fingerprint(fingerprint, text):
+                if stored is None or stored[:_STAMP] != _fingerprint(fingerprint, text):
                     out.append((key, text))
                     if len(out) == limit:
                         break
@@ -179,9 +190,11 @@ class CatalogReader:
         dim = max((len(value) // 4 - 4 for value in raw if value), default=0)
         vectors = np.zeros((len(items), dim), np.float32)
         encoded = np.zeros(len(items), bool)
+        stamps = np.zeros((len(items), _STAMP), np.uint8)
         for row, value in enumerate(raw):
-            if value and len(value) == 16 + 4 * dim:
-                vectors[row], encoded[row] = np.frombuffer(value, np.float32, offset=16), True
+            if value and len(value) == _STAMP + 4 * dim:
+                vectors[row], encoded[row] = np.frombuffer(value, np.float32, offset=_STAMP), True
+                stamps[row] = np.frombuffer(value, np.uint8, count=_STAMP)
         return CatalogSnapshot(
             version=version,
             ids=[item.item_id for item in items],
@@ -192,6 +205,7 @@ class CatalogReader:
             available=np.array([item.available for item in items], bool),
             vectors=vectors,
             encoded=encoded,
+            stamps=stamps,
         )
 
     def close(self) -> None:
@@ -222,7 +236,7 @@ class CatalogReader:
 
 
 def _fingerprint(encoder: str, text: str) -> bytes:
-    return hashlib.blake2b(f"{encoder}\0{text}".encode(errors="surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(f"{encoder}\0{text}".encode(errors="surrogatepass"), digest_size=_STAMP).digest()
 
 
 def _count(txn: Any, db: "Database", key: bytes, amount: int) -> None:
@@ -240,4 +254,5 @@ def _empty() -> CatalogSnapshot:
         available=np.empty(0, bool),
         vectors=np.empty((0, 0), np.float32),
         encoded=np.empty(0, bool),
+        stamps=np.empty((0, _STAMP), np.uint8),
     )

@@ -53,11 +53,12 @@ class Cataloguer:
     Args:
         kafka: broker settings.
         catalog_dir: folder of the store.
-        make_encoder: called once, in the thread, since loading a model takes seconds.
+        encoder_due: says which encoder is due now; called in the thread, since loading a model takes seconds, and
+            between polls, so it is to be cheap while that does not change. Texts are encoded anew when it does.
     """
 
-    def __init__(self, kafka: KafkaSettings, catalog_dir: Path, make_encoder: Callable[[], Encoder]) -> None:
-        self._kafka, self._dir, self._make_encoder = kafka, catalog_dir, make_encoder
+    def __init__(self, kafka: KafkaSettings, catalog_dir: Path, encoder_due: Callable[[], Encoder]) -> None:
+        self._kafka, self._dir, self._encoder_due = kafka, catalog_dir, encoder_due
         self._stop = threading.Event()
         self._error: str | None = None
         self._lag = 0
@@ -109,9 +110,10 @@ class Cataloguer:
                 self._lag = sum(
                     (consumer.highwater(part) or 0) - consumer.position(part) for part in assigned
                 )
-                if pending and not polled:
-                    encoder = encoder or self._make_encoder()
-                    pending = self._encode(encoder)
+                if not polled:
+                    due = self._encoder_due()
+                    pending, encoder = pending or due is not encoder, due
+                    pending = pending and self._encode(encoder)
                 self._error = None
         finally:
             consumer.close(autocommit=False)

@@ -2,8 +2,9 @@
 
 `models/<version>/`: `model.safetensors` (weights), `items.parquet` (id, hash, slot, popularity, unit vector),
 `config.json` (model shape, event types, format), `eval.json` (every number the gate looked at), `lineage.json`
-(windows, parent, code version, counts), `manifest.json` (sha256 of the others). Written to a temporary folder and
-renamed, so a bundle is there whole or not at all.
+(windows, parent, code version, counts), `manifest.json` (sha256 of the others). Where the text encoder was tuned
+there is `encoder/` too, in Hugging Face layout, and `config.json` says which fingerprint its vectors carry. Written
+to a temporary folder and renamed, so a bundle is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from training.config import ModelConfig
+from training.current_encoder import FOLDER, SavedEncoder, encoder_of
 from training.errors import BundleError
 from training.items import ItemTable
 from training.model import SequenceModel
@@ -62,6 +64,7 @@ class Bundle:
     event_types: tuple[str, ...]
     eval: dict[str, Any]
     lineage: dict[str, Any]
+    encoder: SavedEncoder | None = None  # None: the one in the settings
 
 
 @torch.no_grad()
@@ -87,6 +90,7 @@ def save_bundle(
     event_types: Sequence[str],
     evaluation: dict[str, Any],
     lineage: dict[str, Any],
+    encoder: SavedEncoder | None = None,
 ) -> Path:
     """Write ``models_dir/version``; an unfinished earlier attempt at the same version is replaced.
 
@@ -99,6 +103,7 @@ def save_bundle(
         event_types: names of the type codes the model was trained with.
         evaluation: what the gate saw and said.
         lineage: what the version was made from.
+        encoder: the text encoder that ``table.text`` is from, copied; None = the one in the settings.
     """
     models_dir.mkdir(parents=True, exist_ok=True)
     temporary = models_dir / f".{version}-{os.getpid()}"
@@ -107,15 +112,19 @@ def save_bundle(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, temporary / "model.safetensors")
     pq.write_table(_items_table(model, table, popularity), temporary / "items.parquet")
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "version": version,
         "model": model.config.model_dump(),
         "event_types": list(event_types),
     }
+    if encoder is not None:
+        shutil.copytree(encoder.folder, temporary / FOLDER)
+        config["text_encoder"] = {"fingerprint": encoder.fingerprint, "pooling": encoder.pooling}
     for name, content in (("config.json", config), ("eval.json", evaluation), ("lineage.json", lineage)):
         (temporary / name).write_text(json.dumps(content, indent=1) + "\n")
-    manifest = {name: _sha256(temporary / name) for name in _FILES}
+    names = [*_FILES, *_encoder_files(temporary)]
+    manifest = {name: _sha256(temporary / name) for name in names}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     final = models_dir / version
     shutil.rmtree(final, ignore_errors=True)
@@ -144,7 +153,8 @@ def load_bundle(path: Path) -> Bundle:
         BundleError: a file is missing or its checksum differs, or the format is another release's.
     """
     manifest = _read(path / "manifest.json")
-    for name in _FILES:
+    listed = [name for name in manifest if name.startswith(f"{FOLDER}/")]
+    for name in dict.fromkeys([*_FILES, *listed, *_encoder_files(path)]):
         if not (path / name).exists():
             raise BundleError(f"bundle {path} lacks {name}; promote another version, or restore the file")
         seen = _sha256(path / name)
@@ -188,7 +198,12 @@ def load_bundle(path: Path) -> Bundle:
         event_types=tuple(config["event_types"]),
         eval=_read(path / "eval.json"),
         lineage=_read(path / "lineage.json"),
+        encoder=encoder_of(path),
     )
+
+
+def _encoder_files(bundle: Path) -> list[str]:
+    return sorted(f.relative_to(bundle).as_posix() for f in (bundle / FOLDER).rglob("*") if f.is_file())
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

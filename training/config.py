@@ -89,11 +89,46 @@ class TrainingSettings(Section):
     gate: GateConfig = GateConfig()
 
     text_encoder: str = Field(
-        "packaged", min_length=1, description="'packaged', a Hugging Face name, or a folder"
+        "packaged",
+        min_length=1,
+        description="'packaged', 'packaged-smollm2', a Hugging Face name, a folder, or a .gguf file",
     )
-    finetune: Literal["frozen"] = Field(
-        "frozen", description="what of the text encoder is trained: nothing yet"
+    encoder_pooling: Literal["auto", "mean", "last"] = Field(
+        "auto",
+        description="a text's vector from its tokens: their mean, or the last; auto = last if decoder-only",
     )
+    finetune: Literal["frozen", "top-n", "lora", "full"] = Field(
+        "frozen",
+        description="what of the text encoder is trained: nothing, its last layers, low-rank updates, all",
+    )
+    finetune_layers: int = Field(2, ge=1, le=200, description="layers that 'top-n' trains, from the top")
+    finetune_texts_per_step: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="items whose text a step encodes anew, over all workers; a sample beyond",
+    )
+    finetune_refresh_epochs: int = Field(
+        1, ge=0, le=1000, description="passes between encodings of all texts; 0 = only at the end of a round"
+    )
+    encoder_lr: float = Field(
+        2e-5,
+        gt=0,
+        le=1,
+        description="peak learning rate of the text encoder in the first model; it moves in step with lr",
+    )
+    lora_rank: int = Field(8, ge=1, le=1024, description="rank of the low-rank updates")
+    lora_alpha: int = Field(16, ge=1, le=4096, description="updates are scaled by lora_alpha / lora_rank")
+    lora_targets: tuple[str, ...] = Field(
+        (), description="names of the linear layers that get updates; none named = all of them"
+    )
+    mlm_epochs: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="passes of masked-language pre-training on catalogue text before all else",
+    )
+    mlm_lr: float = Field(5e-5, gt=0, le=1, description="peak learning rate of that pre-training")
 
     num_workers: int = Field(1, ge=1, le=1024, description="Ray Train workers")
     cpus_per_worker: float = Field(
@@ -153,10 +188,24 @@ class TrainingSettings(Section):
         20, ge=2, description="model bundles kept beside the current and the previous one"
     )
 
+    @property
+    def tuned(self) -> str:
+        """What of the text encoder is trained, as far as an engine's checkpoint depends on it."""
+        depends_on = {
+            "top-n": (self.finetune_layers,),
+            "lora": (self.lora_rank, *sorted(self.lora_targets)),
+        }
+        return " ".join(map(str, (self.finetune, *depends_on.get(self.finetune, ()))))
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> TrainingSettings:
         if self.overlap >= self.model.length:
             raise ValueError(
                 f"overlap must be below model.length = {self.model.length}; got overlap = {self.overlap}"
+            )
+        if self.mlm_epochs and self.finetune == "frozen":
+            raise ValueError(
+                f"mlm_epochs must be 0 with finetune = 'frozen', as nothing of the text encoder may change; got "
+                f"mlm_epochs = {self.mlm_epochs}; set finetune to 'top-n', 'lora' or 'full'"
             )
         return self

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,8 +22,10 @@ from training.config import ModelConfig, TrainingSettings
 from training.errors import LearnerError
 from training.losses import Objective
 from training.model import SequenceModel
+from training.text_tower import TextTower
 
 log = logging.getLogger("headrace.training")
+_RATE = "lr_over_models"  # key of a parameter group: its learning rate over the recommender's
 
 
 def has_compiler() -> bool:
@@ -109,12 +112,17 @@ def build_engine(
     settings: TrainingSettings,
     device: torch.device,
     weights: dict[str, Tensor] | None = None,
+    tower: TextTower | None = None,
 ) -> Any:
     """A fresh engine around an :class:`Objective`, with new optimiser state.
 
     Args:
         shape: the model's. settings: optimiser, stage, precision. device: from :func:`device_of`.
         weights: state of a :class:`SequenceModel` to start from; None = initialised from ``settings.seed``.
+        tower: the text encoder where it is trained too; its trainable parameters get a rate of their own.
+
+    Raises:
+        LearnerError: the batch does not divide among the workers, or the tower's vectors have another width.
     """
     import deepspeed
 
@@ -122,31 +130,70 @@ def build_engine(
     model = SequenceModel(shape)
     if weights is not None:
         model.load_state_dict(weights)
-    objective = Objective(model, settings.adversarial, autocast=uses_bf16(settings, device)).to(device)
+    if tower is not None and tower.dim != shape.text_dim:
+        raise LearnerError(
+            f"expected a text encoder with vectors of width {shape.text_dim}, as the model reads; got {tower.dim}: "
+            "set training.text_encoder to the one that filled the catalogue, or start a new data directory"
+        )
+    bf16 = uses_bf16(settings, device)
+    objective = Objective(model, settings.adversarial, autocast=bf16, tower=tower).to(device)
     if settings.zero_stage == 3:
         # Stage 3 would free a module's weights after the perturbation's backward, before the loss's own needs them:
         # as one leaf the model is gathered for a whole step and stays partitioned in between.
         deepspeed.utils.set_z3_leaf_modules(objective, [Objective])
     engine, *_ = deepspeed.initialize(
         model=objective,
-        model_parameters=[p for p in objective.parameters() if p.requires_grad],
+        model_parameters=_groups(objective, settings),
         config=engine_config(settings, dist.get_world_size()),
     )
     return engine
 
 
-def full_weights(engine: Any) -> dict[str, Tensor]:
-    """The whole model on CPU, float32, whatever the ZeRO stage. Every worker must call it; rank 0's is complete."""
+def _groups(objective: Objective, settings: TrainingSettings) -> list[Any]:
+    """What is trained; with a tower in two groups, the second's rate a fixed multiple of the first's."""
+    model = [p for p in objective.model.parameters() if p.requires_grad]
+    if objective.tower is None:
+        return model
+    tuned = [p for p in objective.tower.parameters() if p.requires_grad]
+    return [{"params": model}, {"params": tuned, _RATE: settings.encoder_lr / settings.lr}]
+
+
+def gathered(engine: Any, module: torch.nn.Module) -> AbstractContextManager[Any]:
+    """A context in which ``module`` of the engine is whole on every worker, whatever the ZeRO stage.
+
+    Every worker must enter it; nothing may be changed in it.
+    """
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
     import deepspeed
 
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(module.parameters()))
+    return context
+
+
+def tower_of(engine: Any) -> TextTower | None:
+    """The text encoder that the engine trains, if any."""
+    tower: TextTower | None = engine.module.tower
+    return tower
+
+
+def tower_weights(engine: Any) -> dict[str, Tensor] | None:
+    """The whole tower on CPU, float32, on every worker (all must call it); None without a tower."""
+    tower = tower_of(engine)
+    if tower is None:
+        return None
+    with gathered(engine, tower):
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in tower.state_dict().items()}
+
+
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """The recommender on CPU, float32, whatever the ZeRO stage. Every worker must call it; rank 0's is complete."""
     model: SequenceModel = engine.module.model
-    if engine.zero_optimization_stage() < 3:
-        return {name: tensor.detach().float().cpu().clone() for name, tensor in model.state_dict().items()}
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    with gathered(engine, model):
         return {name: tensor.detach().float().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def set_lr(engine: Any, lr: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Set the learning rate of the model, and the text encoder's in proportion."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(_RATE, 1.0)

@@ -22,6 +22,7 @@ from training.config import TrainingSettings
 from training.data import Batch, Chunks, Sequences, concat, cut, make_batch
 from training.engine import set_lr
 from training.items import ItemTable
+from training.live import Live
 from training.losses import Negatives, draw_negatives
 from training.plan import Plan
 
@@ -105,7 +106,8 @@ def fit_round(
     peak = settings.lr if plan.first else settings.window_lr
     per_epoch = len(pool.epoch(settings, np.random.default_rng(0), shift=False))
     total = epochs * math.ceil(per_epoch / settings.batch_size)
-    stepper = Stepper(worker, pool, table, number)
+    texts = worker.texts.of(table) if worker.texts is not None else None
+    stepper = Stepper(worker, pool, table, number, texts)
     torch.manual_seed(settings.seed + 7919 * number + 104729 * worker.rank)
     began, done, step = time.monotonic(), 0.0, 0
     for step, chunks in enumerate(batches(pool, settings, number, epochs)):
@@ -128,13 +130,20 @@ def fit_round(
 
 
 class Stepper:
-    """One optimiser step at a time, and the running figures."""
+    """One optimiser step at a time, and the running figures.
 
-    def __init__(self, worker: Worker, pool: Pool, table: ItemTable, number: int) -> None:
+    Args:
+        worker: engine, device, settings, progress. pool: what is drawn from. number: of the round.
+        table: the items; with a text tower, its ``text`` is what the tower gives now.
+        texts: of every row of ``table``; needed with a text tower only.
+    """
+
+    def __init__(
+        self, worker: Worker, pool: Pool, table: ItemTable, number: int, texts: list[str] | None = None
+    ) -> None:
         self.worker, self.pool, self.number = worker, pool, number
-        self.text = torch.from_numpy(table.text).to(worker.device)
-        # ZeRO-3 knows a backward to be over by the gradient of its inputs: without one it frees weights too early.
-        self.text.requires_grad_(worker.settings.zero_stage == 3)
+        self.live = Live(worker, pool, texts) if texts is not None else None
+        self._set_text(table.text)
         self.slots = torch.from_numpy(table.slots).to(worker.device)
         self.sampled = len(table) > worker.settings.full_softmax_items
         self.log_weights = self._log_weights(len(table)) if self.sampled else None
@@ -142,6 +151,11 @@ class Stepper:
         self.steps = 0
         self.losses: list[tuple[float, float]] = []
         worker.engine.train()
+
+    def _set_text(self, vectors: NDArray[np.float32]) -> None:
+        self.text = torch.from_numpy(vectors).to(self.worker.device)
+        # ZeRO-3 knows a backward to be over by the gradient of its inputs: without one it frees weights too early.
+        self.text.requires_grad_(self.worker.settings.zero_stage == 3)
 
     def _log_weights(self, size: int) -> torch.Tensor:
         """Negatives: half in proportion to the square root of frequency, half uniform."""
@@ -155,6 +169,8 @@ class Stepper:
         share = worker.world / max(global_weight(chunks, self.pool.sequences.trust), 1e-9)
         self.generator.manual_seed((settings.seed * 1_000_003 + worker.progress.step) % 2**63)
         set_lr(worker.engine, lr)
+        if self.live is not None and self.live.due(self.steps):
+            self._set_text(self.live.refreshed())
         mixed, clean, adversarial = worker.engine(
             batch,
             self.text,
@@ -162,6 +178,7 @@ class Stepper:
             self._negatives(),
             attack=worker.progress.step >= settings.adversarial.start_step,
             generator=self.generator,
+            live=self.live.pick(chunks) if self.live is not None else None,
         )
         worker.engine.backward(mixed * share)
         worker.engine.step()

@@ -31,11 +31,16 @@ _SCORES_AT_ONCE = 8_000_000  # (targets × items) floats held at a time
 
 @dataclass(frozen=True)
 class Contender:
-    """A model as it would stand in serving: its weights, and its id slots for the exam's items (N,) int64."""
+    """A model as it would stand in serving.
+
+    ``slots`` (N,) int64 are its id slots for the exam's items, ``text`` (N, D) its text vectors of them where it has
+    its own text encoder; None = the exam's.
+    """
 
     version: str
     model: SequenceModel
     slots: NDArray[np.int64]
+    text: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,8 +168,9 @@ def _measure(contender: Contender, exam: Exam, config: GateConfig) -> dict[str, 
     """Clean and attacked metrics of one model."""
     contender.model.eval()
     with torch.no_grad():
-        text, slots = torch.from_numpy(exam.table.text), torch.from_numpy(contender.slots)
-        items = contender.model.item_representations(text, slots)
+        text = exam.table.text if contender.text is None else contender.text
+        slots = torch.from_numpy(contender.slots)
+        items = contender.model.item_representations(torch.from_numpy(text), slots)
     clean, attacked = [], []
     length = contender.model.config.length
     size = max(1, min(config.batch_size, _SCORES_AT_ONCE // max(len(exam.table) * length, 1)))

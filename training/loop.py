@@ -11,10 +11,10 @@ reported; then rank 0 judges the candidate, writes its bundle and tells the regi
 A worker killed before 1 repeats the round from the checkpoint before; one killed between 1 and 4 comes back with the
 round's weights and only judges again. So a window is neither skipped nor trained twice.
 
-A rejected candidate is dropped altogether: the next round starts from the incumbent's weights, with fresh optimiser
-state, so poison cannot accumulate. Its windows count as trained and are not tried again. The same happens when an
-operator promotes another version: training goes on from what is being served. Before the first promotion there is
-nothing to go back to, and training goes on from the rejected weights.
+A rejected candidate is dropped altogether: the next round starts from the incumbent's weights (and text encoder,
+where that is trained), with fresh optimiser state, so poison cannot accumulate. Its windows count as trained and are
+not tried again. The same happens when an operator promotes another version: training goes on from what is being
+served. Before the first promotion there is nothing to go back to, and training goes on from the rejected weights.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from streaming.windows import complete_windows, iso, read_window
 from training import engine as engines
 from training.bundle import load_bundle
 from training.config import ModelConfig, TrainingSettings
+from training.current_encoder import SavedEncoder, encoder_of
 from training.data import Sequences, concat, from_window
 from training.errors import LearnerError
 from training.fit import fit_round
@@ -46,10 +47,12 @@ from training.progress import PopularityCounts, Progress
 from training.registry import Registry, append_line
 from training.scout import Scout
 from training.status import StatusWriter
+from training.texts import TextSide
 from training.verdict import settle
 
 log = logging.getLogger("headrace.training")
 STOP_FILE = "stop"
+Weights = dict[str, torch.Tensor]
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -88,6 +91,9 @@ class Worker:
         self.registry = Registry(data_dir / "models", keep=settings.keep_versions)
         self._set_pace()
         engines.prepare(self.device)
+        tuned = settings.finetune != "frozen"
+        self.texts = TextSide(settings, self.rank, self.world) if tuned else None
+        self.carried: SavedEncoder | None = None  # the incumbent's own text encoder
         self.engine: Any = None
         self.table: ItemTable | None = None
         self.progress = self._restore()
@@ -126,11 +132,17 @@ class Worker:
         if checkpoint is None:
             settings = self.settings
             half_life_ms = settings.popularity_half_life_h * 3.6e6
-            return Progress(ItemSlots(settings.model.id_capacity), PopularityCounts(half_life_ms))
+            slots = ItemSlots(settings.model.id_capacity)
+            return Progress(slots, PopularityCounts(half_life_ms), tuned=settings.tuned)
         with checkpoint.as_directory() as folder:
             progress = Progress.load(Path(folder))
+            if progress.tuned != self.settings.tuned:
+                return self._without_engine(progress)
             self._build_engine(progress)
             loaded, _ = self.engine.load_checkpoint(folder, tag="engine")
+            if self.texts is not None:
+                self.texts.forget()
+                self.texts.loaded = None  # the checkpoint's weights, whatever they were loaded from once
         if loaded is None:
             raise LearnerError(
                 f"the checkpoint {checkpoint.path} holds no engine state; remove it to train anew"
@@ -138,11 +150,33 @@ class Worker:
         log.info("resumed after %s, %d windows trained", f"v{progress.number:04d}", len(progress.trained))
         return progress
 
-    def _build_engine(self, progress: Progress, weights: dict[str, torch.Tensor] | None = None) -> None:
+    def _without_engine(self, progress: Progress) -> Progress:
+        """The memory of a checkpoint whose engine trains something else; weights come from what is served."""
+        log.warning(
+            "training.finetune is %r now, the checkpoint was made with %r: training goes on from what is served",
+            self.settings.tuned,
+            progress.tuned,
+        )
+        progress.weights_of = progress.plan = None
+        return progress
+
+    def _build_engine(
+        self, progress: Progress, weights: Weights | None = None, text_weights: Weights | None = None
+    ) -> None:
         if self.engine is not None:
             self.engine.destroy()
         shape = ModelConfig.model_validate(progress.shape)
-        self.engine = engines.build_engine(shape, self.settings, self.device, weights)
+        tower = self.texts.tower(text_weights) if self.texts is not None else None
+        self.engine = engines.build_engine(shape, self.settings, self.device, weights, tower)
+
+    def _pretrained(self) -> Weights | None:
+        """The text encoder after masked-language pre-training, where that is set."""
+        if self.texts is None or not self.settings.mlm_epochs:
+            return None
+        self.status.update(phase="loading", detail="masked-language pre-training on the catalogue")
+        weights: Weights = self.agree(self.texts.adapted(self.catalog) if self.rank == 0 else None)
+        self.texts.forget()
+        return weights
 
     def _verdict_is_missing(self) -> bool:
         plan = self.progress.plan
@@ -168,6 +202,7 @@ class Worker:
     def _catch_up_with_registry(self) -> None:
         """Go on from what is being served where that is not what the engine holds."""
         current = self.agree(self.registry.current())
+        self.carried = encoder_of(self.registry.path(current)) if current else None
         if current is None or current == self.progress.weights_of:
             return
         bundle = load_bundle(self.registry.path(current))
@@ -176,7 +211,10 @@ class Worker:
         progress.slots = ItemSlots(bundle.config.id_capacity)
         hashes = np.concatenate([bundle.item_hashes, bundle.history_hashes])
         slots = np.concatenate([bundle.item_slots, bundle.history_slots])
+        progress.tuned = self.settings.tuned
         progress.slots.place(hashes[slots >= 0], slots[slots >= 0], tick=progress.number)
+        if self.texts is not None:
+            self.texts.start_from(bundle.encoder)
         self._build_engine(progress, bundle.model.state_dict())
         progress.weights_of = current
         log.info("training goes on from the weights of %s", current)
@@ -194,6 +232,8 @@ class Worker:
         if self.table is None:
             raise AssertionError("a table is built above")
         figures = fit_round(self, plan, new, old, self.table)
+        if self.texts is not None:
+            self.texts.forget()
         if figures is None:
             return False
         self.progress.finish(plan, new, figures)
@@ -220,19 +260,26 @@ class Worker:
             progress.shape = self.settings.model.model_copy(update=shape).model_dump()
         recycled = progress.slots.touch(new.items, tick=progress.number + 1)
         if self.engine is None:
-            self._build_engine(progress)
+            progress.tuned = self.settings.tuned
+            self._build_engine(progress, text_weights=self._pretrained())
         elif len(recycled):
             weights = self.agree(engines.full_weights(self.engine))
             weights["id_embedding.weight"][torch.from_numpy(recycled)] = 0.0  # text alone until it learns
-            self._build_engine(progress, weights)
+            self._build_engine(progress, weights, engines.tower_weights(self.engine))
+        if self.texts is not None:
+            self.texts.encode(self.engine, self.catalog)
         seen = [new.items, progress.slots.hashes, *([old.items] if old is not None else [])]
         self.table = self.make_table(np.concatenate(seen))
 
     def make_table(self, seen: np.typing.NDArray[np.uint64]) -> ItemTable:
         """The catalogue of this round and every other item of ``seen``."""
-        catalog = self.catalog
+        catalog, vectors = self.catalog, self.catalog.vectors
+        if self.texts is not None:
+            vectors = self.texts.vectors
+        elif self.carried is not None:  # the catalogue may still be on its way to that encoder
+            vectors = catalog.of_encoder(self.carried.fingerprint).vectors
         width = int(self.progress.shape["text_dim"])
-        return build_table(self.progress.slots, catalog.hashes, catalog.ids, catalog.vectors, seen, width)
+        return build_table(self.progress.slots, catalog.hashes, catalog.ids, vectors, seen, width)
 
     def _report(self, plan: Plan) -> None:
         """Make the round durable (steps 1 and 2 of the module's docstring)."""
@@ -264,12 +311,20 @@ class Worker:
     def _judge(self, plan: Plan) -> None:
         """Steps 3 and 4; then every rank knows what to go on from."""
         weights = engines.full_weights(self.engine)
+        text_weights = engines.tower_weights(self.engine)
+        if self.texts is not None:
+            self.catalog = self.agree(self.catalog)  # after a restart every worker has read its own
+            self.texts.encode(self.engine, self.catalog)
         if self.rank == 0:
             self._record(plan)
             self.status.update(
                 phase="judging", detail=f"{plan.version} on {iso(plan.exam[-1])}", progress=0.0
             )
-            settle(self, plan, weights, self._read(plan.exam))
+            with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+                encoder = self.carried
+                if self.texts is not None and text_weights is not None:
+                    encoder = self.texts.save(text_weights, Path(folder) / "encoder")
+                settle(self, plan, weights, self._read(plan.exam), encoder)
             self.status.update(**self.registry.counts())
         self.agree(None)  # nobody goes on before the verdict stands
         self._set_pace()

@@ -9,6 +9,7 @@ however unevenly rows fall. Everything from the logits on is float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,11 +21,14 @@ from training.adversarial import perturb
 from training.config import AdversarialConfig
 from training.data import Batch
 from training.model import SequenceModel
+from training.text_tower import LiveTexts, TextTower, put_live
 
 
 def full_softmax(model: SequenceModel, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
     """(T,) cross-entropy of ``targets`` (T,) rows given users (T, d) over all items (N, d)."""
-    return fn.cross_entropy(model.scores(users, items).float(), targets, reduction="none")
+    scores = model.scores(users, items).float()
+    own = scores.gather(1, targets[:, None]).squeeze(1)
+    return torch.logsumexp(scores, dim=1) - own  # one pass less over (T, N) than cross_entropy takes
 
 
 def sampled_softmax(
@@ -45,10 +49,9 @@ def sampled_softmax(
     positive = model.config.scale * fn.cosine_similarity(users, items[targets], dim=-1).float()
     scores = model.scores(users, items[negatives]).float()
     # Drawn from all items with the target struck out, S negatives stand for the N - 1 others.
-    scores = scores - (log_q + torch.log(torch.tensor(float(len(negatives)), device=log_q.device)))
+    scores = scores - (log_q + math.log(len(negatives)))
     scores = scores.masked_fill(negatives[None, :] == targets[:, None], float("-inf"))
-    logits = torch.cat([positive[:, None], scores], dim=1)
-    return fn.cross_entropy(logits, torch.zeros_like(targets), reduction="none")
+    return fn.softplus(torch.logsumexp(scores, dim=1) - positive)
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,16 @@ def draw_negatives(log_weights: Tensor, count: int, generator: torch.Generator) 
 class Objective(nn.Module):
     """The model with its loss in one forward, so that an engine sees a scalar and ZeRO's hooks see every module."""
 
-    def __init__(self, model: SequenceModel, adversarial: AdversarialConfig, autocast: bool = False) -> None:
+    def __init__(
+        self,
+        model: SequenceModel,
+        adversarial: AdversarialConfig,
+        autocast: bool = False,
+        tower: TextTower | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.tower = tower  # the text encoder where it is trained too
         self.adversarial = adversarial
         self.autocast = autocast  # bf16 arithmetic; weights, optimiser state and losses stay float32
 
@@ -86,6 +96,7 @@ class Objective(nn.Module):
         *,
         attack: bool = False,
         generator: torch.Generator | None = None,
+        live: LiveTexts | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Weighted loss sums over the batch's targets.
 
@@ -95,6 +106,7 @@ class Objective(nn.Module):
             negatives: sampled softmax against these; None = full softmax over all N.
             attack: mix in the loss on perturbed histories.
             generator: randomness of id dropout, the same on every worker.
+            live: texts to encode in this step instead of taking their vectors from ``text`` (with a tower only).
 
         Returns:
             Scalars (mixed, clean, adversarial): the first carries the graph, the others are for the log.
@@ -102,10 +114,16 @@ class Objective(nn.Module):
         with torch.autocast(batch.items.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             used, batch, negatives = _narrow(batch, negatives)
             picked = (text, slots) if used is None else (text[used], slots[used])
+            tie: Tensor | float = 0.0
+            if self.tower is not None and live is not None:
+                vectors = self.tower.live_vectors(live)
+                picked = (put_live(picked[0], used, live, vectors), picked[1])
+                # The vectors' backward is a collective: it must run where this worker has no use for them too.
+                tie = 0.0 * vectors.sum()
             items_Nd = self.model.item_representations(*picked, generator=generator)
             history = items_Nd[batch.items] * batch.mask.unsqueeze(-1)  # (B, L, d)
             loss_of = self._loss_given(batch, items_Nd, negatives)
-            clean = loss_of(history)
+            clean = loss_of(history) + tie
             config = self.adversarial
             if not (attack and config.enabled and config.share > 0):
                 return clean, clean.detach(), torch.zeros_like(clean.detach())

@@ -57,6 +57,7 @@ class Progress:
         step: optimiser steps since the beginning.
         trained: window start (epoch ms) -> version that trained on it.
         weights_of: version whose weights the engine holds; None before the first round.
+        tuned: what of the text encoder the checkpoint's engine trains, as ``TrainingSettings.tuned`` names it.
         plan: the round whose weights the checkpoint holds; judged again if its verdict was lost.
     """
 
@@ -69,6 +70,7 @@ class Progress:
     plan: Plan | None = None
     shape: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    tuned: str = "frozen"
 
     @property
     def next_version(self) -> str:
@@ -94,6 +96,7 @@ class Progress:
             "plan": self.plan.to_json() if self.plan else None,
             "shape": self.shape,
             "training": self.training,
+            "tuned": self.tuned,
             "popularity": {"at_ms": self.popularity.at_ms, "half_life_ms": self.popularity.half_life_ms},
         }
         (folder / "progress.json").write_text(json.dumps(record))
@@ -124,4 +127,5 @@ class Progress:
             plan=Plan.from_json(record["plan"]) if record["plan"] else None,
             shape=record["shape"],
             training=record["training"],
+            tuned=record.get("tuned", "frozen"),
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from streaming.windows import iso
 from training.bundle import load_bundle, save_bundle
 from training.config import ModelConfig
+from training.current_encoder import SavedEncoder
 from training.data import Sequences
 from training.gate import Contender, judge, make_exam
 from training.items import ItemTable
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("headrace.training")
 
 
-def settle(worker: Worker, plan: Plan, weights: dict[str, torch.Tensor], unseen: Sequences) -> None:
-    """Judge the candidate on ``unseen``, write its bundle, promote or reject it. Repeating it is harmless."""
+def settle(
+    worker: Worker,
+    plan: Plan,
+    weights: dict[str, torch.Tensor],
+    unseen: Sequences,
+    encoder: SavedEncoder | None = None,
+) -> None:
+    """Judge the candidate on ``unseen``, write its bundle, promote or reject it. Repeating it is harmless.
+
+    Each contender stands on the vectors of its own text encoder; the bundle gets a copy of ``encoder``.
+    """
     progress, settings = worker.progress, worker.settings
     shape = ModelConfig.model_validate(progress.shape)
     table = worker.make_table(np.concatenate([progress.slots.hashes, unseen.items]))
@@ -51,7 +61,8 @@ def settle(worker: Worker, plan: Plan, weights: dict[str, torch.Tensor], unseen:
         popularity=popularity,
         event_types=worker.streaming.event_types,
         evaluation=evaluation,
-        lineage=_lineage(worker, plan, parent, table),
+        lineage=_lineage(worker, plan, parent, table, encoder),
+        encoder=encoder,
     )
     if verdict.promote:
         worker.registry.promote(plan.version, verdict.reason)
@@ -65,7 +76,9 @@ def _contender(worker: Worker, version: str, table: ItemTable) -> Contender:
     bundle = load_bundle(worker.registry.path(version))
     known = np.concatenate([bundle.item_hashes, bundle.history_hashes])
     slots = np.concatenate([bundle.item_slots, bundle.history_slots])
-    return Contender(version, bundle.model, _look_up(known, slots, table.hashes))
+    texts = worker.texts
+    text = texts.seen_by(bundle.encoder, table, worker.catalog) if texts is not None else None
+    return Contender(version, bundle.model, _look_up(known, slots, table.hashes), text)
 
 
 def _look_up(
@@ -78,7 +91,9 @@ def _look_up(
     return np.where(known[order][at] == wanted, slots[order][at], -1)
 
 
-def _lineage(worker: Worker, plan: Plan, parent: str | None, table: ItemTable) -> dict[str, Any]:
+def _lineage(
+    worker: Worker, plan: Plan, parent: str | None, table: ItemTable, encoder: SavedEncoder | None
+) -> dict[str, Any]:
     progress = worker.progress
     return {
         "created_at": time.time(),
@@ -90,6 +105,12 @@ def _lineage(worker: Worker, plan: Plan, parent: str | None, table: ItemTable) -
         "items": len(table),
         "items_with_id": int((table.slots >= 0).sum()),
         "catalog_version": worker.catalog.version,
+        "text_encoder": {
+            "name": worker.settings.text_encoder,
+            "finetune": worker.settings.finetune,
+            "fingerprint": encoder.fingerprint if encoder else None,
+            "loaded": worker.texts.loaded if worker.texts else None,
+        },
         "optimizer_steps": progress.step,
         "training": progress.training,
         "workers": worker.world,

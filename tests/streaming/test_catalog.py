@@ -97,3 +97,43 @@ def test_items_flow_from_the_topic_into_the_store(broker, tmp_path):
     assert encoder.encoded == [*encoded, "new"]
     again.stop()
     producer.close()
+
+
+class OtherEncoder(LengthEncoder):
+    """Another encoder of the same width."""
+
+    fingerprint = "other"
+
+    def encode(self, texts):
+        return -super().encode(texts)
+
+
+def test_texts_are_encoded_anew_when_another_encoder_is_due_and_only_then(broker, tmp_path):
+    kafka = KafkaSettings(bootstrap_servers=broker, items_topic=f"items-{uuid.uuid4().hex[:6]}")
+    ensure_topics(kafka)
+    producer, first, second = make_producer(kafka), LengthEncoder(), OtherEncoder()
+    due = [first]
+    actor, reader = Cataloguer(kafka, tmp_path, lambda: due[0]), CatalogReader(tmp_path)
+
+    def wait_for(items, encoder):
+        deadline = time.monotonic() + 20
+        while reader.snapshot().of_encoder(encoder.fingerprint).encoded.sum() < items:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def publish(name):
+        producer.send(
+            kafka.items_topic, json.dumps({"item_id": name, "title": name}).encode(), key=name.encode()
+        )
+        producer.flush(timeout=10)
+
+    publish("a")
+    wait_for(1, first)
+    due[0] = second
+    wait_for(1, second)
+    publish("bb")
+    wait_for(2, second)
+    assert (first.encoded, second.encoded) == (["a"], ["a", "bb"])
+    assert sorted(reader.snapshot().vectors[:, 0].tolist()) == [-2, -1]
+    actor.stop()
+    producer.close()

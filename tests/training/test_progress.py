@@ -29,7 +29,7 @@ def test_popularity_halves_with_age() -> None:
 
 
 def test_progress_survives_a_checkpoint(tmp_path: Path) -> None:
-    progress = Progress(ItemSlots(8), PopularityCounts(1e6), shape={"dim": 8})
+    progress = Progress(ItemSlots(8), PopularityCounts(1e6), shape={"dim": 8}, tuned="lora 8")
     sequences = from_window(window_table(ROWS))
     progress.slots.touch(sequences.items, tick=1)
     assert progress.next_version == "v0001"
@@ -37,7 +37,7 @@ def test_progress_survives_a_checkpoint(tmp_path: Path) -> None:
     progress.save(tmp_path)
     again = Progress.load(tmp_path)
     assert again.next_version == "v0002"
-    assert again.weights_of == "v0001"
+    assert (again.weights_of, again.tuned) == ("v0001", "lora 8")
     assert again.trained == {10: "v0001", 20: "v0001"}
     assert (again.plan, again.shape, again.training) == (progress.plan, {"dim": 8}, {"steps": 3})
     hashes = np.arange(9, dtype=np.uint64)
