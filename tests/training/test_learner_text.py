@@ -15,7 +15,6 @@ from tests.training.tiny_text import DIM, tiny_bert
 from training.bundle import Bundle, load_bundle
 from training.encoder import TextEncoder, load_text_encoder
 
-
 pytestmark = pytest.mark.slow  # minutes on two cores: `make test-slow`
 
 
