@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 _COMMIT_EVERY_S = 2.0
 _POLL_RECORDS = 20_000
 _BACKLOG_WAIT_S = 0.05
+_DECODED_MEANWHILE = (
+    4_000  # records decoded while shards are at work, so that less is left to do when they answer
+)
 _ANSWER_WAIT_S = 0.005  # between two looks whether the shards have answered
 _BACKLOG_RECORDS = 50_000
 _LOOK_AT_TOPICS_EVERY_S = 5.0
@@ -212,6 +215,8 @@ class Ingestor:
                 self._hold()  # a burst after silence: the other partitions' part of it is about to be read
             self._intake.add(polled)
             self._reap(done)
+            if self._pending and not self._behind():
+                self._intake.decode(_DECODED_MEANWHILE)
             if self._intake.full() or (len(self._intake) and self._is_time(bool(polled))):
                 self._make_room(done)
                 self._flush()

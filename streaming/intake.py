@@ -15,7 +15,7 @@ from streaming.events import Events
 from streaming.rows import Int64
 from streaming.source import Header, Part, Records
 
-_DECODED_AT_ONCE = 5_000  # records of all partitions
+_DECODED_AT_ONCE = 20_000  # records of all partitions
 _DECODED_AT_ONCE_BYTES = 32 * 2**20
 
 
@@ -97,10 +97,14 @@ class Intake:
             self._waits[part] = self._waits.get(part, 0) + len(records)
             self._raw_records += len(records)
             self._raw_bytes += sum(len(value) for value in records.values if value is not None)
-            if self._raw_records >= _DECODED_AT_ONCE or self._raw_bytes >= _DECODED_AT_ONCE_BYTES:
-                self._decode_all()
+            if self._raw_bytes >= _DECODED_AT_ONCE_BYTES:
+                self.decode()
+        self.decode(_DECODED_AT_ONCE)
 
-    def _decode_all(self) -> None:
+    def decode(self, at_least: int = 0) -> None:
+        """Decode what waits as it came, if it is so many records; the fewer at once, the dearer each."""
+        if self._raw_records < at_least:
+            return
         for part, waiting in self._raw.items():
             self._decoded.setdefault(part, []).append(self._decode(_joined(waiting)))
         self._records += self._raw_records
@@ -120,7 +124,7 @@ class Intake:
 
     def take(self) -> dict[Part, Decoded]:
         """All that waits, by partition."""
-        self._decode_all()
+        self.decode()
         taken = {part: Decoded.joined(parts) for part, parts in self._decoded.items()}
         self.clear()
         return taken

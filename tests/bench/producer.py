@@ -135,12 +135,12 @@ def pace(records: Iterable[tuple[int, bytes, bytes]], rate: float, send: Send) -
 
 def main() -> None:
     """Pace records onto a topic; writes how fast it went."""
-    broker, topic, rate, seconds, users, result = sys.argv[1:]
+    broker, topic, rate, seconds, users, linger_ms, result = sys.argv[1:]
     workload = paced_workload(float(rate), float(seconds), int(users), int(time.time() * 1000))
     records: Iterable[tuple[int, bytes, bytes]] = workload.records(PARTITIONS)
     if len(workload) <= PREPARE_UPTO:
         records = list(records)
-    send, finish = open_producer(broker, topic)
+    send, finish = open_producer(broker, topic, int(linger_ms))
     reached = pace(records, float(rate), send)
     finish()
     Path(result).write_text(json.dumps({"records": len(workload), "events_per_s": round(reached, 1)}))

@@ -25,6 +25,9 @@ from tests.bench.producer import create_topic
 from tests.bench.visible import paced_producer
 
 SAMPLE_EVERY_S = 2.0
+LINGER_MS = (
+    100  # the embedded broker takes ever longer to find a batch: past some 20,000 a partition it stalls
+)
 WINDOW_S = 60.0
 SETTLE = 0.3  # share of the run that is left out of the slope
 
@@ -94,7 +97,7 @@ def measure(spec: Spec) -> dict[str, Any]:
         result = Path(folder) / "paced.json"
         pace = (spec.broker, spec.topic, spec.events_per_s, spec.seconds, spec.users, result)
         samples: list[dict[str, Any]] = []
-        with paced_producer(*pace) as process:
+        with paced_producer(*pace, LINGER_MS) as process:
             started = time.monotonic()
             while process.poll() is None and time.monotonic() < started + 2 * spec.seconds + 60:
                 entry = {

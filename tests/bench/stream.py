@@ -178,7 +178,7 @@ class Bench:
         data_dir = Path(tempfile.mkdtemp(prefix=f"{module}-", dir=self.out))
         spec = {
             "broker": self.broker.bootstrap_servers,
-            "topic": f"{TOPIC}.{module}",
+            "topic": f"{TOPIC}.{module}.{name}",
             "client": CLIENTS[name],
             "data_dir": str(data_dir),
             "events_per_s": rate,

@@ -24,7 +24,7 @@ import numpy as np
 
 from streaming.reader import StateReader
 from tests.bench.pipeline import Pipeline, bench_settings, quiet
-from tests.bench.producer import PARTITIONS, create_topic, open_producer
+from tests.bench.producer import LINGER_MS, PARTITIONS, create_topic, open_producer
 
 PROBE_EVERY_S = 0.02
 READ_EVERY_S = 0.001
@@ -48,7 +48,9 @@ class Spec:
 
 
 @contextmanager
-def paced_producer(broker: str, topic: str, rate: float, seconds: float, users: int, result: Path) -> Any:
+def paced_producer(
+    broker: str, topic: str, rate: float, seconds: float, users: int, result: Path, linger_ms: int = LINGER_MS
+) -> Any:
     """A process that produces at that rate; ends with the block."""
     command = [
         sys.executable,
@@ -59,6 +61,7 @@ def paced_producer(broker: str, topic: str, rate: float, seconds: float, users: 
         str(rate),
         str(seconds),
         str(users),
+        str(linger_ms),
     ]
     process = subprocess.Popen([*command, str(result)])
     try:
