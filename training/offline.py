@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from torch._C._distributed_c10d import HashStore
 from training import engine as engines
 from training.config import TrainingSettings
 from training.data import Sequences
+from training.errors import LearnerError
 from training.fit import Pool, Stepper, batches, learning_rate, make_pool
 from training.items import ItemTable
 from training.model import SequenceModel
+from training.text_tower import encode_table, load_tower
 
 
 @dataclass
@@ -40,11 +42,13 @@ class Fitted:
     """What a fit found.
 
     Attributes:
-        weights: of the best epoch. best: its validation figure. epoch: which it was, from 1. curve: (epoch, figure).
+        weights: of the best epoch. table: the items, with the vectors of its text encoder.
+        best: its validation figure. epoch: which it was, from 1. curve: (epoch, figure).
         seconds: spent in steps. steps: taken.
     """
 
     weights: dict[str, Tensor]
+    table: ItemTable
     best: float
     epoch: int
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -58,11 +62,21 @@ class Trainer:
     Args:
         settings: all that training needs; `model.text_dim` and `model.id_capacity` fit the table.
         weights: of a `SequenceModel` to start from; None = initialised from the seed.
+        texts: of the rows of the item table; needed where `finetune` trains the text encoder too.
+
+    Raises:
+        EncoderError: the text encoder cannot be loaded, or not be trained in the way that is set.
+        LearnerError: it is to be trained, and its texts are missing or its vectors of another width.
     """
 
     rank, world = 0, 1
 
-    def __init__(self, settings: TrainingSettings, weights: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        weights: dict[str, Tensor] | None = None,
+        texts: list[str] | None = None,
+    ) -> None:
         self.settings, self.progress = settings, _Counter()
         self.device = engines.device_of(settings)
         if not dist.is_initialized():
@@ -70,7 +84,12 @@ class Trainer:
             os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         engines.prepare(self.device)
-        self.engine: Any = engines.build_engine(settings.model, settings, self.device, weights)
+        tuned = settings.finetune != "frozen"
+        if tuned and texts is None:
+            raise LearnerError(f"training.finetune = {settings.finetune!r} needs the texts of the items")
+        self.tower = load_tower(settings.text_encoder, settings) if tuned else None
+        self._texts = texts if tuned else None
+        self.engine: Any = engines.build_engine(settings.model, settings, self.device, weights, self.tower)
 
     @property
     def model(self) -> SequenceModel:
@@ -87,7 +106,7 @@ class Trainer:
         lr: float,
         old: Sequences | None = None,
         number: int = 1,
-        validate: Callable[[SequenceModel], float] | None = None,
+        validate: Callable[[SequenceModel, ItemTable], float] | None = None,
         every: int = 1,
         patience: int = 5,
         tell: Callable[[str], None] | None = None,
@@ -99,15 +118,17 @@ class Trainer:
             new, old: sequences to learn from, and older ones to replay. table: their items.
             epochs: passes over `new` at most. lr: peak rate, linear warm-up, then cosine to the last epoch.
             number: of the round; the shuffling follows from it and the seed.
-            validate: higher is better. every: epochs between validations. patience: validations without a gain.
+            validate: of the model and the items as they are then; higher is better.
+            every: epochs between validations. patience: validations without a gain.
             tell: told of every validation. keep: file in which an unfinished fit is kept and taken up again.
         """
         pool = make_pool(new, old, table)
         per_epoch = self._steps_per_epoch(pool)
-        found = Fitted({}, -math.inf, 0)
+        found = Fitted({}, table, -math.inf, 0)
         first = self._resume(keep, found)
         torch.manual_seed(self.settings.seed + 7919 * number + first)
-        stepper = Stepper(self, pool, table, number)  # type: ignore[arg-type]
+        table = self._encoded(table)
+        stepper = Stepper(self, pool, table, number, self._texts)  # type: ignore[arg-type]
         epoch_of = iter(batches(pool, self.settings, number, epochs))
         for epoch in range(epochs):
             began = time.monotonic()
@@ -124,13 +145,15 @@ class Trainer:
                 continue
             found.seconds += time.monotonic() - began
             if validate is not None and (epoch + 1) % every == 0:
-                self._judge(epoch + 1, validate, found, stepper, tell)
-                stepper = Stepper(self, pool, table, number)  # type: ignore[arg-type]
+                table = self._encoded(table)
+                self._judge(epoch + 1, table, validate, found, stepper, tell)
+                stepper = Stepper(self, pool, table, number, self._texts)  # type: ignore[arg-type]
             self._keep(keep, epoch + 1, found)
             if validate is not None and epoch + 1 - found.epoch >= patience * every:
                 break
         if not found.weights:
             found.weights, found.epoch = copy.deepcopy(self.model.state_dict()), epochs
+            found.table = self._encoded(table)
         if keep is not None:
             keep.unlink(missing_ok=True)
         return found
@@ -144,19 +167,26 @@ class Trainer:
         chunks = pool.epoch(self.settings, np.random.default_rng(0), shift=False)
         return math.ceil(len(chunks) / self.settings.batch_size)
 
+    def _encoded(self, table: ItemTable) -> ItemTable:
+        """The items with the vectors of the text encoder as it is now."""
+        if self.tower is None or self._texts is None:
+            return table
+        return encode_table(self.tower, table, self._texts)
+
     def _judge(
         self,
         epoch: int,
-        validate: Callable[[SequenceModel], float],
+        table: ItemTable,
+        validate: Callable[[SequenceModel, ItemTable], float],
         found: Fitted,
         stepper: Stepper,
         tell: Callable[[str], None] | None,
     ) -> None:
-        figure = validate(self.model.eval())
+        figure = validate(self.model.eval(), table)
         found.curve.append((epoch, figure))
         if figure > found.best:
             found.best, found.epoch = figure, epoch
-            found.weights = copy.deepcopy(self.model.state_dict())
+            found.weights, found.table = copy.deepcopy(self.model.state_dict()), table
         if tell is not None:
             tell(
                 f"epoch {epoch}: loss {stepper.figures().get('loss', math.nan):.4f}, validation {figure:.4f} "
@@ -169,7 +199,9 @@ class Trainer:
         keep.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "epoch": epoch,
-            "found": vars(found),
+            "found": {name: value for name, value in vars(found).items() if name != "table"},
+            "text": torch.from_numpy(found.table.text) if self.tower is not None else None,
+            "tower": self.tower.state_dict() if self.tower is not None else None,
             "step": self.progress.step,
             "weights": self.model.state_dict(),
             "optimizer": self.engine.optimizer.state_dict(),
@@ -187,4 +219,7 @@ class Trainer:
         self.engine.optimizer.load_state_dict(state["optimizer"])
         self.progress.step = state["step"]
         vars(found).update(state["found"])
+        if self.tower is not None:
+            self.tower.load_state_dict(state["tower"])
+            found.table = replace(found.table, text=state["text"].numpy())
         return int(state["epoch"])

@@ -105,11 +105,11 @@ class Ours:
         table = make_table(corpus, text, split.train)
         queries = sample(split.validation, _VALIDATED_ON, 0)
 
-        def validate(model: SequenceModel) -> float:
+        def validate(model: SequenceModel, table: ItemTable) -> float:
             answers = ask(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
             return ndcg(answers.ranks)
 
-        trainer = Trainer(settings)
+        trainer = Trainer(settings, texts=corpus.texts)
         name = hashlib.sha256(
             f"{settings.model_dump_json()}{corpus.name}{split.protocol}".encode()
         ).hexdigest()
@@ -125,7 +125,7 @@ class Ours:
             keep=self._cache / f"fit-{name[:16]}.pt",
         )
         trainer.model.load_state_dict(found.weights)
-        self._scorer = SequenceScorer(corpus, trainer.model, table)
+        self._scorer = SequenceScorer(corpus, trainer.model, found.table)
         self.settings = {
             "training": settings.model_dump(mode="json", exclude_defaults=True),
             "best_epoch": found.epoch,

@@ -23,6 +23,7 @@ from services.evaluation.ours import SequenceScorer, fitted_settings, make_table
 from services.evaluation.ranking import Answers, ask, figures
 from training.config import TrainingSettings
 from training.data import Sequences
+from training.items import ItemTable
 from training.metrics import hit_rate, ndcg
 from training.model import SequenceModel
 from training.offline import Fitted, Trainer
@@ -66,7 +67,7 @@ class Prequential:
         epochs, lasting = first.epoch, {"first": round(first.seconds, 1)}
         self._tell(f"first model: {epochs} epochs, validation {first.best:.4f}, {first.seconds:.0f} s")
         models: dict[str, SequenceScorer] = {
-            way: self._scorer(first.weights, self._cuts[0]) for way in ("static", "retrained", "continuous")
+            way: self._scorer(first) for way in ("static", "retrained", "continuous")
         }
         seconds = dict.fromkeys(models, 0.0)
         curve: list[dict[str, Any]] = []
@@ -85,12 +86,13 @@ class Prequential:
             )
             if number + 2 == len(self._cuts):
                 break
-            seconds["continuous"] += self._go_on(trainer, low, high, number)
-            models["continuous"] = self._scorer(trainer.model.state_dict(), high)
+            learned = self._go_on(trainer, low, high, number)
+            seconds["continuous"] += learned.seconds
+            models["continuous"] = self._scorer(learned)
             if (number + 1) % self._retrain_every == 0:
                 again = self._train(high, epochs, validate=False)
                 seconds["retrained"] += again.seconds
-                models["retrained"] = self._scorer(again.weights, high)
+                models["retrained"] = self._scorer(again)
         whole = {way: self._summary(parts) for way, parts in answers.items()}
         for way in models:
             whole[way]["train_seconds_after_first"] = round(seconds[way], 1)
@@ -118,10 +120,10 @@ class Prequential:
             wanted &= ~self._corpus.repeats()
         return sample(np.flatnonzero(wanted), _ASKED_PER_WINDOW, int(low))
 
-    def _scorer(self, weights: Any, upto: int) -> SequenceScorer:
+    def _scorer(self, fitted: Fitted) -> SequenceScorer:
         model = SequenceModel(self._settings.model)
-        model.load_state_dict(weights)
-        return SequenceScorer(self._corpus, model, make_table(self._corpus, self._text, self._revealed(upto)))
+        model.load_state_dict(fitted.weights)
+        return SequenceScorer(self._corpus, model, fitted.table)
 
     def _revealed(self, upto: int) -> Bools:
         revealed: Bools = self._corpus.arrival < upto
@@ -130,7 +132,7 @@ class Prequential:
     def _first(self) -> tuple[Fitted, Trainer]:
         """The model before the first window: its epochs are chosen on the newest part, then it learns from all."""
         chosen = self._train(int(self._cuts[0]), self._settings.initial_epochs, validate=True)
-        trainer = Trainer(self._settings)
+        trainer = Trainer(self._settings, texts=self._corpus.texts)
         table = make_table(self._corpus, self._text, self._revealed(int(self._cuts[0])))
         first = trainer.fit(
             rows_of(self._corpus, self._revealed(int(self._cuts[0]))),
@@ -146,17 +148,17 @@ class Prequential:
         revealed = self._revealed(upto)
         train = self._revealed(round(0.95 * upto)) if validate else revealed
         table = make_table(corpus, self._text, train)
-        judge: Callable[[SequenceModel], float] | None = None
+        judge: Callable[[SequenceModel, ItemTable], float] | None = None
         if validate:
             has_history = corpus.starts < np.arange(len(corpus))
             queries = sample(np.flatnonzero(revealed & ~train & has_history), _VALIDATED_ON, 0)
 
-            def judge(model: SequenceModel) -> float:
+            def judge(model: SequenceModel, table: ItemTable) -> float:
                 return ndcg(
                     ask(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen).ranks
                 )
 
-        trainer = Trainer(self._settings)
+        trainer = Trainer(self._settings, texts=corpus.texts)
         return trainer.fit(
             rows_of(corpus, train),
             table,
@@ -166,8 +168,8 @@ class Prequential:
             tell=self._tell,
         )
 
-    def _go_on(self, trainer: Trainer, low: int, high: int, number: int) -> float:
-        """Fine-tune on a window as the learner does; returns seconds."""
+    def _go_on(self, trainer: Trainer, low: int, high: int, number: int) -> Fitted:
+        """Fine-tune on a window as the learner does."""
         began = time.monotonic()
         corpus = self._corpus
         known = np.bincount(corpus.codes[self._revealed(low)], minlength=corpus.num_items) > 0
@@ -183,7 +185,7 @@ class Prequential:
             number=number + 2,
         )
         self._tell(f"  learned window {number + 1} in {fitted.steps} steps, {time.monotonic() - began:.0f} s")
-        return fitted.seconds
+        return fitted
 
     def _window_rows(self, low: int, high: int) -> Sequences:
         """Users of a window: what they did before it as context, then what is new."""

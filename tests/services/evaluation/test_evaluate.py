@@ -11,7 +11,9 @@ from services.cli import app
 from services.datasets import write_dataset
 from services.evaluation.corpus import leave_one_out, make_corpus
 from services.evaluation.ours import fitted_settings, make_table
+from tests.training.tiny_text import DIM, tiny_bert
 from training.config import ModelConfig, TrainingSettings
+from training.errors import LearnerError
 from training.offline import Trainer
 
 SMALL = [
@@ -118,7 +120,7 @@ def test_a_fit_that_was_cut_off_is_taken_up_again(circle, tmp_path):
 
     calls = []
 
-    def cut_at_the_third(model):
+    def cut_at_the_third(model, table):
         calls.append(model)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -132,3 +134,28 @@ def test_a_fit_that_was_cut_off_is_taken_up_again(circle, tmp_path):
     assert not keep.exists()
     for name, weight in whole.weights.items():
         assert torch.allclose(weight, again.weights[name], atol=1e-5), name
+
+
+def test_the_text_encoder_is_trained_with_the_rest(circle, tmp_path):
+    """Only texts tell the items apart; vectors of the best epoch come with its weights."""
+    corpus = make_corpus(circle)
+    base = TrainingSettings(
+        model=ModelConfig(dim=16, length=12, dropout=0.0),
+        precision="fp32",
+        text_encoder=tiny_bert(tmp_path / "bert"),
+        finetune="full",
+        encoder_lr=1e-3,
+        lr=1e-2,
+    )
+    split = leave_one_out(corpus)
+    settings = fitted_settings(base, corpus, DIM)
+    table = make_table(corpus, np.zeros((corpus.num_items, DIM), np.float32), split.train)
+    trainer = Trainer(settings, texts=corpus.texts)
+    before = trainer.tower.encode(corpus.texts)
+    found = trainer.fit(split.training_rows(corpus), table, epochs=3, lr=1e-2, keep=tmp_path / "fit.pt")
+    after = trainer.tower.encode(corpus.texts)
+    assert not np.allclose(before, after)
+    assert np.allclose(found.table.text, after, atol=1e-6)
+    assert np.allclose(found.table.text[-1], 0)  # it has no text
+    with pytest.raises(LearnerError, match="needs the texts"):
+        Trainer(settings)
