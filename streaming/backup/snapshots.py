@@ -56,6 +56,7 @@ class SnapshotStore:
             raise SnapshotError("snapshots are off; set streaming.snapshots.url, or name a URL")
         self._remote = Remote(settings.url, settings.options)
         self._keep = settings.keep
+        self._newest: dict[int, datetime] = {}  # moment of the newest snapshot taken here, by shard
 
     @property
     def url(self) -> str:
@@ -80,7 +81,7 @@ class SnapshotStore:
             remote.reaching(f"save a snapshot of shard {shard}"),
             scratch(Path(env.path()).parent, f".snapshot={shard:04d}") as folder,
         ):
-            taken_at, started = _now(), time.perf_counter()
+            taken_at, started = self._moment(shard), time.perf_counter()
             positions = copy_live(env, folder)
             data, packed = folder / "data.mdb", folder / _DATA
             pack(data, packed)
@@ -102,6 +103,15 @@ class SnapshotStore:
             info = replace(info, upload_s=round(time.perf_counter() - uploading, 3))
             self._publish(info)
         return info
+
+    def _moment(self, shard: int) -> datetime:
+        """Now, or just after the newest taken here: a clock that was set back must not name two snapshots alike."""
+        moment = _now()
+        newest = self._newest.get(shard)
+        if newest is not None and moment <= newest:
+            moment = newest + timedelta(milliseconds=1)
+        self._newest[shard] = moment
+        return moment
 
     def _publish(self, info: SnapshotInfo) -> None:
         partial = self._path(info, _MANIFEST + ".partial")

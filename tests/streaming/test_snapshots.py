@@ -366,3 +366,12 @@ def test_s3_with_a_wrong_secret_or_bucket_is_an_error_not_an_empty_store(s3_endp
     with pytest.raises(SnapshotError, match="could not list the snapshots of shard 3") as caught:
         store.list(3)
     assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_clock_that_stands_still_or_goes_back_names_every_snapshot_anew(tmp_path, shard, monkeypatch):
+    store = SnapshotStore(SnapshotSettings(url=f"file://{tmp_path}/backup", keep=9))
+    moment = snapshots._now()
+    ticks = iter([moment, moment, moment - timedelta(minutes=5)])
+    monkeypatch.setattr(snapshots, "_now", lambda: next(ticks))
+    saved = [store.save(shard.env, 3, LAYOUT) for _ in range(3)]
+    assert store.list(3) == saved[::-1]
