@@ -48,7 +48,7 @@ def hit_rate(ranks: Ranks, k: int = 10) -> float:
 
 def ndcg(ranks: Ranks, k: int = 10) -> float:
     """NDCG@k with one relevant item; 0 for no queries."""
-    return float(np.mean(np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0))) if len(ranks) else 0.0
+    return float(np.mean(reciprocal_log(ranks, k))) if len(ranks) else 0.0
 
 
 def mrr(ranks: Ranks, k: int = 10) -> float:

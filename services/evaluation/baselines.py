@@ -94,10 +94,7 @@ class History:
 
     def weighted(self, queries: Int64, decay: float, most: int = 200) -> sparse.csr_array:
         """The newest event weighs 1, each earlier one `decay` times the one after it; an item's weights add up."""
-        first = np.maximum(self._corpus.starts[queries], queries - most)
-        lengths = queries - first
-        query = np.repeat(np.arange(len(queries)), lengths)
-        at = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[query]
+        query, at = self._corpus.histories(queries, most)
         weights = (decay ** (queries[query] - 1 - at)).astype(np.float32)
         shape = (len(queries), self._corpus.num_items)
         return sparse.csr_array((weights, (query, self._corpus.codes[at])), shape=shape)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from services.datasets import Dataset, DatasetError
 from services.prequential import encode
 from streaming.catalog import Item
-from training.data import Sequences
+from training.data import Batch, Chunks, Sequences, make_batch
 
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -62,15 +62,33 @@ class Corpus:
         starts: Int64 = self.sequences.offsets[:-1][self.rows]
         return starts
 
-    def seen(self, queries: Int64, chosen: Bools | None = None) -> Bools:
-        """(B, N): items in the history of each query; with `chosen` (E,) only such events count."""
-        seen = np.zeros((len(queries), self.num_items), bool)
+    @property
+    def has_history(self) -> Bools:
+        """(E,) events that are not their user's first: only those can be asked."""
+        later: Bools = self.starts < np.arange(len(self))
+        return later
+
+    def histories(self, queries: Int64, most: int | None = None) -> tuple[Int64, Int64]:
+        """Events before each query, the newest `most` of them: which query (H,), and which event (H,)."""
         first = self.starts[queries]
+        if most is not None:
+            first = np.maximum(first, queries - most)
         lengths = queries - first
         query = np.repeat(np.arange(len(queries)), lengths)
-        at = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[query]
-        keep = slice(None) if chosen is None else chosen[at]
-        seen[query[keep], self.codes[at[keep]]] = True
+        return query, np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[
+            query
+        ]
+
+    def batch(self, queries: Int64, length: int) -> Batch:
+        """The newest `length` events before each query, as a sequence model reads them."""
+        starts = np.maximum(queries - length, self.starts[queries])
+        return make_batch(self.sequences, self.codes, Chunks(starts, queries, queries, self.rows[queries]))
+
+    def seen(self, queries: Int64) -> Bools:
+        """(B, N): items in the history of each query."""
+        seen = np.zeros((len(queries), self.num_items), bool)
+        query, at = self.histories(queries)
+        seen[query, self.codes[at]] = True
         return seen
 
     def repeats(self) -> Bools:
@@ -185,8 +203,7 @@ def temporal(corpus: Corpus, holdout: float = 0.1) -> Split:
     """The newest share of the stream is asked, successively; the newest part of the rest is the validation."""
     test_from = round(len(corpus) * (1 - holdout))
     valid_from = round(test_from * (1 - _VALIDATION))
-    has_history = corpus.starts < np.arange(len(corpus))
-    arrival = corpus.arrival
+    arrival, has_history = corpus.arrival, corpus.has_history
     return Split(
         "temporal",
         arrival < valid_from,

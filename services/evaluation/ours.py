@@ -15,7 +15,6 @@ from torch import Tensor
 from services.evaluation.corpus import Bools, Corpus, Int64, Split, sample
 from services.evaluation.ranking import ask
 from training.config import TrainingSettings
-from training.data import Chunks, make_batch
 from training.encoder import load_text_encoder
 from training.items import ItemTable
 from training.metrics import ndcg
@@ -63,10 +62,7 @@ class SequenceScorer:
     @torch.no_grad()
     def scores(self, queries: Int64) -> Tensor:
         """See Recommender."""
-        length = self._model.config.length
-        starts = np.maximum(queries - length, self._corpus.starts[queries])
-        chunks = Chunks(starts, queries, queries, self._corpus.rows[queries])
-        batch = make_batch(self._corpus.sequences, self._corpus.codes, chunks)
+        batch = self._corpus.batch(queries, self._model.config.length)
         history = self._items[batch.items] * batch.mask.unsqueeze(-1)
         users = self._model(history, batch.types, batch.gaps, batch.mask)[:, -1]
         return self._model.scores(users, self._items)

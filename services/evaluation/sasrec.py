@@ -24,7 +24,7 @@ from torch.nn import functional as fn
 
 from services.evaluation.corpus import Corpus, Int64, Split, sample
 from services.evaluation.ranking import ask
-from training.data import Chunks, cut, make_batch
+from training.data import cut, make_batch
 from training.metrics import ndcg
 
 _VALIDATED_ON = 3000  # queries
@@ -157,7 +157,5 @@ class SasrecBaseline:
     def scores(self, queries: Int64) -> Tensor:
         """See Recommender."""
         self._network.eval()
-        starts = np.maximum(queries - self._settings.length, self._corpus.starts[queries])
-        chunks = Chunks(starts, queries, queries, self._corpus.rows[queries])
-        batch = make_batch(self._corpus.sequences, self._corpus.codes, chunks)
+        batch = self._corpus.batch(queries, self._settings.length)
         return self._network.logits(self._network(batch.items, batch.mask)[:, -1])

@@ -114,8 +114,7 @@ class Prequential:
 
     def _queries(self, low: int, high: int) -> Int64:
         arrival = self._corpus.arrival
-        has_history = self._corpus.starts < np.arange(len(arrival))
-        wanted = (arrival >= low) & (arrival < high) & has_history
+        wanted = (arrival >= low) & (arrival < high) & self._corpus.has_history
         if self._unseen:
             wanted &= ~self._corpus.repeats()
         return sample(np.flatnonzero(wanted), _ASKED_PER_WINDOW, int(low))
@@ -150,8 +149,7 @@ class Prequential:
         table = make_table(corpus, self._text, train)
         judge: Callable[[SequenceModel, ItemTable], float] | None = None
         if validate:
-            has_history = corpus.starts < np.arange(len(corpus))
-            queries = sample(np.flatnonzero(revealed & ~train & has_history), _VALIDATED_ON, 0)
+            queries = sample(np.flatnonzero(revealed & ~train & corpus.has_history), _VALIDATED_ON, 0)
 
             def judge(model: SequenceModel, table: ItemTable) -> float:
                 return ndcg(

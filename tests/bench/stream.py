@@ -13,7 +13,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.machine import machine
+from services.machine import versions as installed
 from streaming.broker import EmbeddedBroker
 from tests.bench import peers, producer
 from tests.bench.peers import BenchError, Run, Stream
@@ -39,7 +39,6 @@ DEFAULT = (*HEADRACE, *PEERS, "bytewax_tuned")
 CLIENTS = {"headrace_kafka_python": "kafka-python", "headrace_confluent": "confluent"}
 OURS = ("headrace", "ray", "kafka-python", "confluent-kafka", "pyarrow", "lmdb", "numpy")
 THEIRS = ("bytewax", "quixstreams", "confluent-kafka", "orjson")
-SOAK_SHARE = 0.25  # of the measured rate, when --soak-rate is not given
 
 
 def arguments() -> argparse.Namespace:
@@ -204,12 +203,7 @@ def versions(
     peers_python: Path | None, ours: Sequence[str] = OURS, theirs: Sequence[str] = THEIRS
 ) -> dict[str, str]:
     """What was compared: packages of this environment, and of the peers' where there is one."""
-    found = {"python": platform.python_version()}
-    for name in ours:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = installed(*ours)
     if peers_python is not None:
         listed = subprocess.run(
             [str(peers_python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"],
