@@ -7,7 +7,7 @@ windows were closed are kept out of those by the floor of their partition.
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -109,43 +109,20 @@ class Batcher:
             clock_ms=clock,
         )
         windows, reverse = np.unique(columns.window[::-1], return_index=True)
-        newest = int(events.time_ms.max(initial=cursor.max_time_ms))
-        ends = decoded.offset[::-1][reverse]  # the last offset that counts into each
-        return (
-            Progress(
-                partition=cursor.code,
-                from_offset=cursor.next_offset,
-                upto_offset=decoded.upto_offset,
-                max_time_ms=newest,
-                idle=False,
-                windows=windows,
-                window_offsets=ends,
-                dead_letters=decoded.dead_letters,
-                after_loss=cursor.after_loss,
-                generation=cursor.generation,
-            ),
-            columns,
+        step = replace(
+            _tick(cursor),
+            upto_offset=decoded.upto_offset,
+            max_time_ms=int(events.time_ms.max(initial=cursor.max_time_ms)),
+            idle=False,
+            windows=windows,
+            window_offsets=decoded.offset[::-1][reverse],  # the last offset that counts into each
+            dead_letters=decoded.dead_letters,
         )
+        return step, columns
 
     def ticks(self, cursors: Iterable[Cursor]) -> list[ActorBatch]:
         """Batches that carry no records, only the state of partitions."""
-        none = np.empty(0, np.int64)
-        steps = [
-            Progress(
-                partition=cursor.code,
-                from_offset=cursor.next_offset,
-                upto_offset=cursor.next_offset - 1,
-                max_time_ms=cursor.max_time_ms,
-                idle=cursor.idle,
-                windows=none,
-                window_offsets=none,
-                dead_letters=none,
-                after_loss=cursor.after_loss,
-                generation=cursor.generation,
-            )
-            for cursor in cursors
-        ]
-        return self._split(steps, EventColumns.none())
+        return self._split([_tick(cursor) for cursor in cursors], EventColumns.none())
 
     def _split(self, steps: Sequence[Progress], columns: EventColumns) -> list[ActorBatch]:
         shard = (columns.user % np.uint64(self._num_shards)).astype(np.int64)
@@ -160,3 +137,20 @@ class Batcher:
             whole = ShardBatch(tuple(steps), self._partitions, events)
             batches.append(ActorBatch(whole, route.shards, bounds, epoch))
         return batches
+
+
+def _tick(cursor: Cursor) -> Progress:
+    """A step without records."""
+    none = np.empty(0, np.int64)
+    return Progress(
+        partition=cursor.code,
+        from_offset=cursor.next_offset,
+        upto_offset=cursor.next_offset - 1,
+        max_time_ms=cursor.max_time_ms,
+        idle=cursor.idle,
+        windows=none,
+        window_offsets=none,
+        dead_letters=none,
+        after_loss=cursor.after_loss,
+        generation=cursor.generation,
+    )

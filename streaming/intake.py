@@ -7,12 +7,12 @@ whatever came is sent at once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from streaming.events import Events
-from streaming.rows import Int64
+from streaming.rows import Int64, end_to_end
 from streaming.source import Header, Part, Records
 
 _DECODED_AT_ONCE = 20_000  # records of all partitions
@@ -24,7 +24,7 @@ class Decoded:
     """What consecutive records of one partition say.
 
     Args:
-        events: the N valid ones.
+        events: the N valid ones; their `record` counts within the decoding that they come from.
         offset: (N,) of each event.
         ingested_ms: (N,) Kafka timestamp of each event's record.
         upto_offset: of the last record, be it valid or not.
@@ -56,16 +56,8 @@ class Decoded:
         """Several of one partition, in order, as one."""
         if len(parts) == 1:
             return parts[0]
-        starts = np.cumsum([0, *(part.records for part in parts)])[:-1].tolist()
-        moved = [
-            replace(part.events, record=part.events.record + start)
-            for start, part in zip(starts, parts, strict=True)
-        ]
-        events = Events(
-            *(np.concatenate([getattr(each, field.name) for each in moved]) for field in fields(Events))
-        )
         return cls(
-            events,
+            end_to_end([part.events for part in parts]),
             np.concatenate([part.offset for part in parts]),
             np.concatenate([part.ingested_ms for part in parts]),
             parts[-1].upto_offset,
@@ -86,8 +78,8 @@ class Intake:
         self._decode, self._batch = decode, batch_records
         self._raw: dict[Part, list[Records]] = {}
         self._decoded: dict[Part, list[Decoded]] = {}
-        self._raw_records = self._raw_bytes = self._records = 0
-        self._waits: dict[Part, int] = {}
+        self._raw_records = self._raw_bytes = 0
+        self._waits: dict[Part, int] = {}  # records, raw or decoded
 
     def add(self, polled: Iterable[Records]) -> None:
         """Take in what a poll brought."""
@@ -107,12 +99,11 @@ class Intake:
             return
         for part, waiting in self._raw.items():
             self._decoded.setdefault(part, []).append(self._decode(_joined(waiting)))
-        self._records += self._raw_records
         self._raw.clear()
         self._raw_records = self._raw_bytes = 0
 
     def __len__(self) -> int:
-        return self._records + self._raw_records
+        return sum(self._waits.values())
 
     def waits(self, part: Part) -> int:
         """Records of a partition that are not sent yet."""
@@ -134,7 +125,7 @@ class Intake:
         self._raw.clear()
         self._decoded.clear()
         self._waits.clear()
-        self._raw_records = self._raw_bytes = self._records = 0
+        self._raw_records = self._raw_bytes = 0
 
 
 def _joined(parts: Sequence[Records]) -> Records:

@@ -7,7 +7,8 @@ the store a third as large and as costly to change.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from streaming.hashing import UInt64
 Int64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.void]
+
+Columns = TypeVar("Columns")  # a dataclass of arrays
 
 NEVER = np.iinfo(np.int64).min  # "no time yet"
 FORGET = 255  # type code of an erasure
@@ -102,6 +105,12 @@ def _fills(dtype: np.dtype[np.void]) -> dict[int, bytes]:
     return {dtype.itemsize - size: blank[:size] for size in sizes}
 
 
+def end_to_end(parts: Sequence[Columns]) -> Columns:
+    """Several instances of a dataclass of arrays as one, each array concatenated; at least one is expected."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return type(parts[0])(*map(np.concatenate, columns))
+
+
 @dataclass(frozen=True)
 class EventColumns:
     """Events of one or more logical shards as columns of length N, in arrival order within a user."""
@@ -129,9 +138,7 @@ class EventColumns:
     @classmethod
     def joined(cls, parts: Sequence["EventColumns"]) -> "EventColumns":
         """Several as one, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        return parts[0] if len(parts) == 1 else end_to_end(parts)
 
     @classmethod
     def none(cls) -> "EventColumns":

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streaming.hashing import UInt64
-from streaming.rows import EVENT, EventColumns, Rows
+from streaming.rows import EVENT, EventColumns, Rows, end_to_end
 
 SCHEMA = pa.schema(
     [
@@ -81,10 +81,7 @@ class Contexts:
     @classmethod
     def joined(cls, packed: Sequence[bytes]) -> "Contexts":
         """Several buffers as one, in order."""
-        parts = [cls.unpack(one) for one in packed] or [cls.none()]
-        return cls(
-            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("user", "count", "events"))
-        )
+        return end_to_end([cls.unpack(one) for one in packed] or [cls.none()])
 
     @classmethod
     def none(cls) -> "Contexts":
