@@ -20,6 +20,7 @@ from serving.config import ServingSettings
 from serving.describe import describe_user, model_list
 from serving.errors import GoneError, NotFoundError
 from serving.history import EMPTY, History, from_row, merged
+from serving.index import best_of_both
 from serving.limits import Limits
 from serving.models import (
     ModelList,
@@ -172,11 +173,20 @@ class Recommender:
             for r in rankings
         ]
         with _stage("encode"):
-            users = snapshot.scorer.encode(inputs)
+            encoded = snapshot.scorer.encode(inputs)
         with _stage("retrieve"):
             k = max(self._k(r) for r in rankings)
             excluded = [r.excluded(self.settings.exclude_seen) for r in rankings]
-            return snapshot.index.search(users, k, excluded)
+            if encoded.repeats is None:
+                return snapshot.index.search(encoded.users, k, excluded)
+            seen = [
+                r.rows[r.rows >= 0] for r in rankings
+            ]  # new items from the index, the others from the past
+            found = snapshot.index.search(encoded.users, k, seen)
+            return [
+                best_of_both(new, _showable(again, snapshot, out), k)
+                for new, again, out in zip(found, encoded.repeats, excluded, strict=True)
+            ]
 
     def _k(self, ranking: _Ranking) -> int:
         return ranking.request.k or self.settings.k_default
@@ -277,6 +287,14 @@ class Recommender:
     def servable(self) -> int:
         """How many items can be recommended now; 0 means not ready."""
         return self._snapshot.servable()
+
+
+def _showable(
+    repeats: tuple[Int64, np.ndarray], snapshot: Snapshot, excluded: Int64
+) -> tuple[Int64, np.ndarray]:
+    rows, scores = repeats
+    kept = snapshot.table.available[rows] & ~np.isin(rows, excluded)
+    return rows[kept], scores[kept]
 
 
 def _popular(snapshot: Snapshot, k: int, excluded: Int64) -> Int64:

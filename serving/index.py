@@ -61,6 +61,14 @@ class ExactIndex:
         return found
 
 
+def best_of_both(found: tuple[Int64, Float32], more: tuple[Int64, Float32], k: int) -> tuple[Int64, Float32]:
+    """Return the k best of two lists of rows and scores without a row in common, ordered as `best` orders."""
+    rows = np.concatenate([found[0], more[0]])
+    rounded = np.round(np.concatenate([found[1], more[1]]).astype(np.float64), _DECIMALS)
+    order = np.lexsort((rows, -rounded))[:k]
+    return rows[order], rounded[order].astype(np.float32)
+
+
 def best(scores: Float32, k: int) -> tuple[Int64, Float32]:
     """Return the rows of the k highest finite scores, best first, and those scores rounded.
 

@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import normalize
 
 from streaming.rows import Int64
-from training.model import SequenceModel, gap_buckets
+from training.model import SequenceModel
+from training.repeats import summed_by_item
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,20 @@ class EncoderInput:
     rows: Int64  # rows of the vector matrix
     times: Int64  # epoch ms
     types: Int64  # type codes of the bundle
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of B histories.
+
+    Attributes:
+        users: (B, d) float32 of unit length.
+        repeats: per history its items, ascending rows, and their scores (float32, on the scale of the item scores)
+            as repeats; None where the model does not copy.
+    """
+
+    users: torch.Tensor
+    repeats: list[tuple[Int64, np.ndarray]] | None
 
 
 class Scorer:
@@ -40,8 +55,8 @@ class Scorer:
         self._vectors = vectors
         self.length = model.config.length
 
-    def encode(self, histories: Sequence[EncoderInput]) -> torch.Tensor:
-        """Return (B, d) float32 user vectors of unit length."""
+    def encode(self, histories: Sequence[EncoderInput]) -> Encoded:
+        """Encode B histories."""
         B, L = len(histories), min(self.length, max(len(history.rows) for history in histories))
         rows_BL, types_BL, times_BL = np.zeros((3, B, L), np.int64)
         mask_BL = np.zeros((B, L), bool)
@@ -54,9 +69,14 @@ class Scorer:
         with torch.inference_mode():
             mask = torch.from_numpy(mask_BL)
             items_BLd = self._vectors[torch.from_numpy(rows_BL)] * mask.unsqueeze(-1)
-            gaps_BL = gap_buckets(torch.from_numpy(times_BL))
-            users_BLd = self._model(items_BLd, torch.from_numpy(types_BL), gaps_BL, mask)
-            return normalize(users_BLd[:, -1].float(), dim=-1)
+            times = torch.from_numpy(times_BL)
+            users_B1d = self._model(items_BLd, torch.from_numpy(types_BL), times, mask)[:, -1:]
+            users = normalize(users_B1d[:, 0].float(), dim=-1)
+            if self._model.repeats is None:
+                return Encoded(users, None)
+            copies_BL = self._model.repeats(users_B1d, items_BLd, times, mask)[:, 0].numpy()
+        copied = zip(rows_BL, copies_BL, mask_BL, strict=True)
+        return Encoded(users, [summed_by_item(rows[here], scores[here]) for rows, scores, here in copied])
 
 
 def text_representations(model: SequenceModel, text: np.ndarray) -> torch.Tensor:

@@ -140,7 +140,7 @@ def _warm_up(snapshot: Snapshot, rounds: int = 3) -> None:
     rows = np.flatnonzero(snapshot.scored)[: snapshot.scorer.length]
     steps = np.arange(len(rows), dtype=np.int64)
     for _ in range(rounds):
-        users = snapshot.scorer.encode([EncoderInput(rows, steps * 60_000, np.zeros_like(rows))])
+        users = snapshot.scorer.encode([EncoderInput(rows, steps * 60_000, np.zeros_like(rows))]).users
         snapshot.index.search(users, 10, [np.empty(0, np.int64)])
     if not (torch.isfinite(users).all() and torch.isfinite(snapshot.vectors).all()):
         raise ValueError("the model gives vectors that are not finite numbers; it is not taken into service")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,11 @@ class ModelConfig(Section):
     text_init: float = Field(
         1.0, gt=0, description="standard deviation of the text projection's first weights"
     )
+    repeats: Literal["plain", "excluded", "copied"] = Field(
+        "excluded",
+        description="items the user had before: ranked like all others; neither learned nor ranked; or copied "
+        "from the history where that is likely",
+    )
     id_init: float = Field(0.3, ge=0, description="standard deviation of the id table's first weights")
 
     @model_validator(mode="after")
@@ -55,6 +60,32 @@ class AdversarialConfig(Section):
     )
     share: float = Field(0.5, ge=0, le=1, description="weight of the perturbed loss")
     start_step: int = Field(600, ge=0, description="optimiser steps trained clean before it begins")
+
+
+class DeepSpeedConfig(Section):
+    """How DeepSpeed spreads a model over workers. Its defaults hold for what is not named here."""
+
+    stage: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="ZeRO: what is divided among the workers; 0 = nothing, 1 = optimiser state, "
+        "2 = and gradients, 3 = and weights",
+    )
+    overlap_comm: bool = Field(
+        False, description="reduce gradients while the backward pass still runs (GPUs)"
+    )
+    reduce_bucket_size: int = Field(
+        500_000_000, ge=1, description="gradient elements reduced at a time; fewer take less memory"
+    )
+    stage3_prefetch_bucket_size: int = Field(
+        50_000_000, ge=0, description="stage 3: weight elements fetched ahead"
+    )
+    stage3_param_persistence_threshold: int = Field(
+        100_000, ge=0, description="stage 3: tensors below this many elements stay whole on every worker"
+    )
+    more: dict[str, Any] = Field(
+        {},
+        description="any other part of DeepSpeed's configuration, as its documentation writes it; laid over ours",
+    )
 
 
 class GateConfig(Section):
@@ -135,7 +166,7 @@ class TrainingSettings(Section):
         0.5, gt=0, description="CPUs that Ray reserves per worker (a booking, no limit)"
     )
     use_gpu: bool = Field(False, description="one GPU per worker, NCCL between them")
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="arithmetic; weights and optimiser stay fp32; auto = bf16 where the hardware has it",
@@ -202,6 +233,12 @@ class TrainingSettings(Section):
         if self.overlap >= self.model.length:
             raise ValueError(
                 f"overlap must be below model.length = {self.model.length}; got overlap = {self.overlap}"
+            )
+        if self.model.repeats == "excluded" and not self.gate.unseen_only:
+            raise ValueError(
+                "gate.unseen_only must be true with model.repeats = 'excluded', as a model is not asked what it does "
+                "not learn; got gate.unseen_only = false; set model.repeats to 'copied' where users come back to the "
+                "same items"
             )
         if self.mlm_epochs and self.finetune == "frozen":
             raise ValueError(

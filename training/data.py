@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.errors import DataError
-from training.model import gap_buckets
 
 _COLUMNS = ("user", "items", "times", "types", "target_from", "trust")
 
@@ -191,13 +190,13 @@ class Batch:
     """B right-aligned chunks, L wide (the longest chunk's length).
 
     Attributes:
-        items: (B, L) int64 rows of the item table, 0 where padded. types, gaps: (B, L) int64. mask: (B, L) bool.
+        items: (B, L) int64 rows of the item table, 0 where padded. types, times: (B, L) int64. mask: (B, L) bool.
         targets: (B, L) int64 rows to predict at each position, -1 = none. weights: (B,) float32 trust.
     """
 
     items: Tensor
     types: Tensor
-    gaps: Tensor
+    times: Tensor
     mask: Tensor
     targets: Tensor
     weights: Tensor
@@ -207,7 +206,7 @@ class Batch:
         return Batch(
             *(
                 t.to(device)
-                for t in (self.items, self.types, self.gaps, self.mask, self.targets, self.weights)
+                for t in (self.items, self.types, self.times, self.mask, self.targets, self.weights)
             )
         )
 
@@ -220,11 +219,10 @@ def make_batch(sequences: Sequences, rows: NDArray[np.int64], chunks: Chunks) ->
     safe = np.where(mask, at, 0)
     is_target = mask & (at + 1 >= chunks.first_target[:, None])
     following = np.minimum(safe + 1, max(len(rows) - 1, 0))
-    times = torch.from_numpy(np.where(mask, sequences.times[safe], 0))
     return Batch(
         items=torch.from_numpy(np.where(mask, rows[safe], 0)),
         types=torch.from_numpy(np.where(mask, sequences.types[safe], 0).astype(np.int64)),
-        gaps=gap_buckets(times),
+        times=torch.from_numpy(np.where(mask, sequences.times[safe], 0)),
         mask=torch.from_numpy(mask),
         targets=torch.from_numpy(np.where(is_target, rows[following], -1)),
         weights=torch.from_numpy(sequences.trust[chunks.row]),

@@ -14,8 +14,10 @@ import shutil
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.config import ModelConfig, TrainingSettings
@@ -83,13 +85,14 @@ def engine_config(settings: TrainingSettings, workers: int) -> dict[str, Any]:
     """DeepSpeed's configuration for these settings.
 
     Raises:
-        LearnerError: the batch does not divide among the workers.
+        LearnerError: the batch does not divide among the workers, or a setting of ours is set a second time.
     """
+    shape = settings.deepspeed
     if settings.batch_size % workers:
         raise LearnerError(
             f"training.batch_size must be a multiple of num_workers; got {settings.batch_size} for {workers} workers"
         )
-    return {
+    ours = {
         "train_micro_batch_size_per_gpu": settings.batch_size // workers,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.gradient_clip,
@@ -102,9 +105,21 @@ def engine_config(settings: TrainingSettings, workers: int) -> dict[str, Any]:
                 "torch_adam": True,
             },
         },
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": shape.model_dump(exclude={"more"}),
         "steps_per_print": 10**9,
     }
+    return _laid_over(ours, shape.more, "training.deepspeed.more")
+
+
+def _laid_over(base: dict[str, Any], more: dict[str, Any], name: str) -> dict[str, Any]:
+    """Both together, section by section; what `base` says cannot be said again."""
+    for key in base.keys() & more.keys():
+        if not isinstance(base[key], dict) or not isinstance(more[key], dict):
+            raise LearnerError(
+                f"{name}.{key} is set by Headrace already ({base[key]!r}); remove it from there"
+            )
+    parts = {key: _laid_over(base[key], more[key], f"{name}.{key}") for key in base.keys() & more.keys()}
+    return base | more | parts
 
 
 def build_engine(
@@ -113,6 +128,7 @@ def build_engine(
     device: torch.device,
     weights: dict[str, Tensor] | None = None,
     tower: TextTower | None = None,
+    blank: NDArray[np.int64] | None = None,
 ) -> Any:
     """A fresh engine around an :class:`Objective`, with new optimiser state.
 
@@ -120,6 +136,7 @@ def build_engine(
         shape: the model's. settings: optimiser, stage, precision. device: from :func:`device_of`.
         weights: state of a :class:`SequenceModel` to start from; None = initialised from ``settings.seed``.
         tower: the text encoder where it is trained too; its trainable parameters get a rate of their own.
+        blank: rows of the id table that start at zero: their items live by their text until they are learned.
 
     Raises:
         LearnerError: the batch does not divide among the workers, or the tower's vectors have another width.
@@ -130,6 +147,9 @@ def build_engine(
     model = SequenceModel(shape)
     if weights is not None:
         model.load_state_dict(weights)
+    if blank is not None:
+        with torch.no_grad():
+            model.id_embedding.weight[torch.from_numpy(blank)] = 0.0
     if tower is not None and tower.dim != shape.text_dim:
         raise LearnerError(
             f"expected a text encoder with vectors of width {shape.text_dim}, as the model reads; got {tower.dim}: "
@@ -137,7 +157,7 @@ def build_engine(
         )
     bf16 = uses_bf16(settings, device)
     objective = Objective(model, settings.adversarial, autocast=bf16, tower=tower).to(device)
-    if settings.zero_stage == 3:
+    if settings.deepspeed.stage == 3:
         # Stage 3 would free a module's weights after the perturbation's backward, before the loss's own needs them:
         # as one leaf the model is gathered for a whole step and stays partitioned in between.
         deepspeed.utils.set_z3_leaf_modules(objective, [Objective])

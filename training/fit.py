@@ -155,7 +155,7 @@ class Stepper:
     def _set_text(self, vectors: NDArray[np.float32]) -> None:
         self.text = torch.from_numpy(vectors).to(self.worker.device)
         # ZeRO-3 knows a backward to be over by the gradient of its inputs: without one it frees weights too early.
-        self.text.requires_grad_(self.worker.settings.zero_stage == 3)
+        self.text.requires_grad_(self.worker.settings.deepspeed.stage == 3)
 
     def _log_weights(self, size: int) -> torch.Tensor:
         """Negatives: half in proportion to the square root of frequency, half uniform."""

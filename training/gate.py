@@ -25,6 +25,7 @@ from training.items import ItemTable
 from training.losses import full_softmax
 from training.metrics import Ranks, ranks_of, summary
 from training.model import SequenceModel
+from training.repeats import with_repeats
 
 _SCORES_AT_ONCE = 8_000_000  # (targets × items) floats held at a time
 
@@ -198,18 +199,24 @@ def _ranks(
     targets = batch.targets[wanted]
 
     def loss_of(moved: Tensor) -> Tensor:
-        users = model(moved, batch.types, batch.gaps, batch.mask)[wanted]
+        users = model(moved, batch.types, batch.times, batch.mask)[wanted]
         return full_softmax(model, users, items, targets).sum()
 
     if attack is not None:
         history = history + perturb(loss_of, history, epsilon=attack.pgd_epsilon, steps=attack.pgd_steps)
     with torch.no_grad():
-        users = model(history, batch.types, batch.gaps, batch.mask)[wanted]
+        encoded = model(history, batch.types, batch.times, batch.mask)
+        users, copies = encoded[wanted], None
+        if model.repeats is not None:
+            copies = model.repeats(encoded, history, batch.times, batch.mask)[wanted]
+    held = batch.items.unsqueeze(1).expand(-1, batch.items.shape[1], -1)[wanted]  # (T, L)
     places = (at + 1)[wanted.numpy()]
     starts = exam.sequences.offsets[:-1][np.broadcast_to(chunks.row[:, None], at.shape)[wanted.numpy()]]
     ranks, stride = [], max(1, _SCORES_AT_ONCE // max(len(exam.table), 1))
     for k in range(0, len(targets), stride):
         scores = model.scores(users[k : k + stride], items).detach()
+        if copies is not None:
+            scores = with_repeats(scores, copies[k : k + stride], held[k : k + stride])
         excluded = _histories(exam, starts[k : k + stride], places[k : k + stride])
         ranks.append(ranks_of(scores, targets[k : k + stride], excluded))
     return _join(ranks)

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from streaming.config import StreamingSettings
 from streaming.windows import complete_windows, iso, read_window
@@ -161,13 +162,17 @@ class Worker:
         return progress
 
     def _build_engine(
-        self, progress: Progress, weights: Weights | None = None, text_weights: Weights | None = None
+        self,
+        progress: Progress,
+        weights: Weights | None = None,
+        text_weights: Weights | None = None,
+        blank: NDArray[np.int64] | None = None,
     ) -> None:
         if self.engine is not None:
             self.engine.destroy()
         shape = ModelConfig.model_validate(progress.shape)
         tower = self.texts.tower(text_weights) if self.texts is not None else None
-        self.engine = engines.build_engine(shape, self.settings, self.device, weights, tower)
+        self.engine = engines.build_engine(shape, self.settings, self.device, weights, tower, blank)
 
     def _pretrained(self) -> Weights | None:
         """The text encoder after masked-language pre-training, where that is set."""
@@ -261,11 +266,11 @@ class Worker:
         recycled = progress.slots.touch(new.items, tick=progress.number + 1)
         if self.engine is None:
             progress.tuned = self.settings.tuned
-            self._build_engine(progress, text_weights=self._pretrained())
+            free = np.flatnonzero(progress.slots.hashes == 0)  # their items come in later rounds
+            self._build_engine(progress, text_weights=self._pretrained(), blank=free)
         elif len(recycled):
             weights = self.agree(engines.full_weights(self.engine))
-            weights["id_embedding.weight"][torch.from_numpy(recycled)] = 0.0  # text alone until it learns
-            self._build_engine(progress, weights, engines.tower_weights(self.engine))
+            self._build_engine(progress, weights, engines.tower_weights(self.engine), recycled)
         if self.texts is not None:
             self.texts.encode(self.engine, self.catalog)
         seen = [new.items, progress.slots.hashes, *([old.items] if old is not None else [])]

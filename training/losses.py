@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,37 @@ from training.adversarial import perturb
 from training.config import AdversarialConfig
 from training.data import Batch
 from training.model import SequenceModel
+from training.repeats import Past, only_new, past_of
 from training.text_tower import LiveTexts, TextTower, put_live
 
+_OUT = -1e9  # the score of what takes no part; finite, so that a row of nothing else gives no NaN
 
-def full_softmax(model: SequenceModel, users: Tensor, items: Tensor, targets: Tensor) -> Tensor:
-    """(T,) cross-entropy of ``targets`` (T,) rows given users (T, d) over all items (N, d)."""
+
+def full_softmax(
+    model: SequenceModel, users: Tensor, items: Tensor, targets: Tensor, past: Past | None = None
+) -> Tensor:
+    """(T,) cross-entropy of ``targets`` (T,) rows given users (T, d) over all items (N, d).
+
+    With ``past`` the items of each target's history take part as copies or not at all.
+    """
     scores = model.scores(users, items).float()
     own = scores.gather(1, targets[:, None]).squeeze(1)
-    return torch.logsumexp(scores, dim=1) - own  # one pass less over (T, N) than cross_entropy takes
+    if past is None:
+        return torch.logsumexp(scores, dim=1) - own  # one pass less over (T, N) than cross_entropy takes
+    every = torch.arange(len(items), device=items.device)
+    scores = scores.masked_fill(past.holds(every), _OUT)
+    total, own = past.summed(torch.logsumexp(scores, dim=1), own, targets)
+    return total - own
 
 
 def sampled_softmax(
-    model: SequenceModel, users: Tensor, items: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
+    model: SequenceModel,
+    users: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    log_q: Tensor,
+    past: Past | None = None,
 ) -> Tensor:
     """(T,) cross-entropy against shared negatives, corrected for how often each is drawn.
 
@@ -45,13 +64,19 @@ def sampled_softmax(
         users: (T, d). items: (N, d) representations. targets: (T,) int64 rows of ``items``.
         negatives: (S,) int64 rows of ``items``.
         log_q: (S,) log of the probability that one draw gives each negative.
+        past: if given, the items of each target's history take part as copies or not at all.
     """
-    positive = model.config.scale * fn.cosine_similarity(users, items[targets], dim=-1).float()
+    own = model.config.scale * fn.cosine_similarity(users, items[targets], dim=-1).float()
     scores = model.scores(users, items[negatives]).float()
     # Drawn from all items with the target struck out, S negatives stand for the N - 1 others.
     scores = scores - (log_q + math.log(len(negatives)))
-    scores = scores.masked_fill(negatives[None, :] == targets[:, None], float("-inf"))
-    return fn.softplus(torch.logsumexp(scores, dim=1) - positive)
+    out = negatives[None, :] == targets[:, None]
+    if past is None:
+        return fn.softplus(torch.logsumexp(scores.masked_fill(out, _OUT), dim=1) - own)
+    scores = scores.masked_fill(out | past.holds(negatives), _OUT)
+    new = torch.logaddexp(torch.logsumexp(scores, dim=1), own.masked_fill(past.holds_own(targets), _OUT))
+    total, own = past.summed(new, own, targets)
+    return total - own
 
 
 @dataclass(frozen=True)
@@ -137,14 +162,25 @@ class Objective(nn.Module):
     ) -> Callable[[Tensor], Tensor]:
         wanted = batch.targets >= 0  # (B, L)
         targets = batch.targets[wanted]  # (T,)
+        past: Past | None = None
+        if self.model.config.repeats != "plain":
+            past = past_of(batch.items, batch.mask, wanted, len(items))
+        if past is not None and self.model.repeats is None:
+            past, new = only_new(past, targets)
+            targets, wanted = targets[new], wanted.masked_scatter(wanted, new)
         weights = batch.weights.unsqueeze(1).expand_as(wanted)[wanted]
 
         def loss_of(history: Tensor) -> Tensor:
-            users = self.model(history, batch.types, batch.gaps, batch.mask)[wanted]  # (T, d)
+            encoded = self.model(history, batch.types, batch.times, batch.mask)  # (B, L, d)
+            users, now = encoded[wanted], past  # (T, d)
+            if past is not None and self.model.repeats is not None:
+                copies = self.model.repeats(encoded, history, batch.times, batch.mask)[wanted]
+                now = replace(past, copies=copies, same=batch.items[past.row] == targets[:, None])
             if negatives is None:
-                losses = full_softmax(self.model, users, items, targets)
+                losses = full_softmax(self.model, users, items, targets, now)
             else:
-                losses = sampled_softmax(self.model, users, items, targets, negatives.rows, negatives.log_q)
+                drawn = (negatives.rows, negatives.log_q)
+                losses = sampled_softmax(self.model, users, items, targets, *drawn, now)
             return (losses * weights).sum()
 
         return loss_of
@@ -161,5 +197,5 @@ def _narrow(batch: Batch, negatives: Negatives | None) -> tuple[Tensor | None, B
     size = batch.items.numel()
     items = back[:size].view_as(batch.items)
     targets = torch.where(batch.targets >= 0, back[size : 2 * size].view_as(batch.targets), batch.targets)
-    narrowed = Batch(items, batch.types, batch.gaps, batch.mask, targets, batch.weights)
+    narrowed = Batch(items, batch.types, batch.times, batch.mask, targets, batch.weights)
     return used, narrowed, Negatives(back[2 * size :], negatives.log_q)

@@ -21,27 +21,21 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from training.config import ModelConfig
+from training.repeats import TIME_BUCKETS, RepeatHead, time_buckets, with_repeats
 
-GAP_BUCKETS = 40
 
-
-def gap_buckets(times: Tensor) -> Tensor:
-    """Bucket the time since the previous event: 0 = first or same instant, then about one per factor of two.
+def gap_buckets(times: Tensor, mask: Tensor) -> Tensor:
+    """Bucket the time since the previous event.
 
     Args:
-        times: (..., L) int64, epoch milliseconds, time-ordered; 0 where padded.
+        times: (..., L) int64, epoch milliseconds, time-ordered. mask: (..., L) bool, True where there is an event.
 
     Returns:
-        (..., L) int64 in [0, GAP_BUCKETS): ``3 + floor(log2(seconds))`` clipped to at least 1; position 0 gets 0.
+        (..., L) int64, see `time_buckets`; 0 where no event stands before.
     """
     gaps = torch.zeros_like(times)
-    gaps[..., 1:] = times[..., 1:] - times[..., :-1]
-    first = torch.zeros_like(times, dtype=torch.bool)
-    first[..., 1:] = times[..., :-1] == 0  # the event before is padding: there is no gap to speak of
-    seconds = gaps.clamp(min=0).to(torch.float64) / 1000.0
-    buckets = torch.floor(torch.log2(seconds.clamp(min=0.25))).long() + 3
-    buckets = torch.where((gaps <= 0) | first, torch.zeros_like(buckets), buckets)
-    return buckets.clamp(0, GAP_BUCKETS - 1)
+    gaps[..., 1:] = (times[..., 1:] - times[..., :-1]) * mask[..., :-1]
+    return time_buckets(gaps)
 
 
 class Block(nn.Module):
@@ -81,11 +75,12 @@ class SequenceModel(nn.Module):
         self.id_embedding = nn.Embedding(config.id_capacity, d)
         self.item_norm = nn.LayerNorm(d)
         self.type_embedding = nn.Embedding(config.num_types, d)
-        self.gap_embedding = nn.Embedding(GAP_BUCKETS, d)
+        self.gap_embedding = nn.Embedding(TIME_BUCKETS, d)
         self.distance_bias = nn.Embedding(config.length, config.heads)
         self.input_norm = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.output_norm = nn.LayerNorm(d)
+        self.repeats = RepeatHead(d, config.length) if config.repeats == "copied" else None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -97,6 +92,9 @@ class SequenceModel(nn.Module):
         for table in (self.type_embedding, self.gap_embedding):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.zeros_(self.distance_bias.weight)
+        if self.repeats is not None:
+            for table in (self.repeats.distance_bias, self.repeats.time_bias):
+                nn.init.zeros_(table.weight)
         # Unit text vectors have entries near 1/sqrt(D): this keeps both halves of an item at a like scale.
         nn.init.normal_(self.text_projection.weight, std=self.config.text_init)
         nn.init.normal_(self.id_embedding.weight, std=self.config.id_init)
@@ -123,13 +121,13 @@ class SequenceModel(nn.Module):
         represented: Tensor = self.item_norm((text + ids).float())
         return represented
 
-    def forward(self, items: Tensor, types: Tensor, gaps: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, items: Tensor, types: Tensor, times: Tensor, mask: Tensor) -> Tensor:
         """Encode right-aligned histories; causal.
 
         Args:
             items: (B, L, d) item representations (of any positive norm), zeros where padded; L <= length.
             types: (B, L) int64 event type codes.
-            gaps: (B, L) int64 from :func:`gap_buckets`.
+            times: (B, L) int64 epoch milliseconds, time-ordered; anything where padded.
             mask: (B, L) bool, True where there is an event.
 
         Returns:
@@ -137,7 +135,8 @@ class SequenceModel(nn.Module):
         """
         d = self.config.dim
         scaled = fn.normalize(items, dim=-1) * d**0.5
-        x = self.input_norm(scaled + self.type_embedding(types) + self.gap_embedding(gaps))
+        gaps = self.gap_embedding(gap_buckets(times, mask))
+        x = self.input_norm(scaled + self.type_embedding(types) + gaps)
         x = fn.dropout(x, self.config.dropout if self.training else 0.0)
         bias = self._attention_bias(mask)
         for block in self.blocks:
@@ -157,3 +156,17 @@ class SequenceModel(nn.Module):
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scaled cosine of every user vector with every item: (..., d) and (N, d) give (..., N)."""
         return self.config.scale * (fn.normalize(users, dim=-1) @ fn.normalize(items, dim=-1).T)
+
+    def next_scores(
+        self, history: Tensor, types: Tensor, times: Tensor, mask: Tensor, items: Tensor, rows: Tensor
+    ) -> Tensor:
+        """(B, N): scores of items (N, d) after the last event of each history, repeats as they are modelled.
+
+        Args:
+            history, types, times, mask: as in `forward`. rows: (B, L) int64, rows of ``items`` in the history.
+        """
+        users = self(history, types, times, mask)[:, -1:]
+        scores = self.scores(users[:, 0], items).float()
+        if self.repeats is None:
+            return scores
+        return with_repeats(scores, self.repeats(users, history, times, mask)[:, 0], rows)

@@ -64,8 +64,9 @@ class SequenceScorer:
         """See Recommender."""
         batch = self._corpus.batch(queries, self._model.config.length)
         history = self._items[batch.items] * batch.mask.unsqueeze(-1)
-        users = self._model(history, batch.types, batch.gaps, batch.mask)[:, -1]
-        return self._model.scores(users, self._items)
+        return self._model.next_scores(
+            history, batch.types, batch.times, batch.mask, self._items, batch.items
+        )
 
 
 class Ours:

@@ -161,6 +161,10 @@ def _static(request: Request, corpus: Corpus, tell: Callable[[str], None]) -> di
 def _make(name: str, request: Request, tell: Callable[[str], None]) -> Recommender:
     if name == "ours":
         settings = request.training.model_copy(update={"seed": request.seed})
+        if settings.model.repeats == "excluded" and not request.unseen:
+            tell("repeats are asked: model.repeats = 'copied' is taken instead of 'excluded'")
+            copied = settings.model.model_copy(update={"repeats": "copied"})
+            settings = settings.model_copy(update={"model": copied})
         return Ours(settings, request.cache, unseen=request.unseen, patience=request.patience, tell=tell)
     if name == "sasrec":
         return SasrecBaseline(request.sasrec, unseen=request.unseen, seed=request.seed, tell=tell)

@@ -14,7 +14,6 @@ from serving.errors import InvalidRequestError, NotFoundError
 from serving.models import InlineEvent, RecommendationRequest
 from tests.serving.world import MINUTE, World, event
 from training.bundle import load_bundle
-from training.model import gap_buckets
 from training.registry import Registry
 
 
@@ -39,7 +38,7 @@ def test_a_ranking_is_the_models_own(trained, recommender):
     types[0, 5:], times[0, 5:] = torch.tensor([0, 2, 1]), torch.tensor([0, MINUTE, 4 * MINUTE])
     mask = torch.arange(8)[None] >= 5
     with torch.inference_mode():
-        user = bundle.model(items, types, gap_buckets(times), mask)[0, -1]
+        user = bundle.model(items, types, times, mask)[0, -1]
         scores = bundle.model.scores(user, torch.from_numpy(bundle.item_vectors)).numpy()
     expected = [bundle.item_ids[row] for row in np.argsort(-scores, kind="stable") if row not in rows]
 

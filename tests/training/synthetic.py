@@ -32,6 +32,7 @@ def settings(**changes: object) -> TrainingSettings:
             text_dim=8,
             id_capacity=64,
             num_types=2,
+            repeats="plain",
         ),
         adversarial=AdversarialConfig(epsilon=0.1, start_step=0),
         gate=GateConfig(min_targets=20, max_targets=200, unseen_only=False),

@@ -60,7 +60,7 @@ def test_batch_by_hand() -> None:
     assert batch.items.tolist() == [[2, 3, 4], [0, 0, 7]]
     assert batch.targets.tolist() == [[-1, 4, 5], [-1, -1, 8]]
     assert batch.mask.tolist() == [[True, True, True], [False, False, True]]
-    assert batch.gaps.tolist() == [[0, 0, 5], [0, 0, 0]]
+    assert batch.times.tolist() == [[3000, 3000, 9000], [0, 0, 1000]]
     assert batch.weights.tolist() == [1.0, 0.5]
 
 

@@ -12,7 +12,15 @@ from training.model import SequenceModel
 
 N = 20
 CONFIG = ModelConfig(
-    dim=16, blocks=1, heads=2, length=6, dropout=0.0, text_dim=4, id_capacity=N + 1, num_types=2
+    dim=16,
+    blocks=1,
+    heads=2,
+    length=6,
+    dropout=0.0,
+    text_dim=4,
+    id_capacity=N + 1,
+    num_types=2,
+    repeats="plain",
 )
 GATE = GateConfig(min_targets=5, max_targets=500, unseen_only=False)
 TABLE = ItemTable(np.arange(1, N + 1, dtype=np.uint64), np.arange(N), np.zeros((N, 4), np.float32), ["x"] * N)

@@ -23,7 +23,7 @@ from tests.training.synthetic import (
     write_ring_window,
 )
 from training.bundle import load_bundle
-from training.config import GateConfig, TrainingSettings
+from training.config import DeepSpeedConfig, GateConfig, TrainingSettings
 from training.learner import Learner, read_status
 from training.registry import Registry
 
@@ -166,7 +166,7 @@ def test_two_workers_see_the_same_loss_as_one(story: Running, tmp_path: Path) ->
 
 
 def test_zero_2_with_a_worker_killed_in_mid_window_ends_the_same(story: Running, tmp_path: Path) -> None:
-    running = begin(tmp_path, num_workers=2, zero_stage=2)
+    running = begin(tmp_path, num_workers=2, deepspeed=DeepSpeedConfig(stage=2))
     running.wait_for_verdict("v0001")
     write_ring_window(tmp_path, 4)
 
@@ -190,6 +190,7 @@ THREE_STEPS = """
 import logging, sys, torch, torch.distributed as dist
 logging.basicConfig(level=logging.WARNING)
 from tests.training.synthetic import settings, window_table
+from training.config import DeepSpeedConfig
 from training.data import cut, from_window, make_batch
 from training.engine import build_engine, device_of, full_weights, prepare
 device = device_of(settings())
@@ -199,7 +200,7 @@ sequences = from_window(window_table([{"items": [1, 2, 3, 4]}, {"items": [5, 6, 
 batch = make_batch(sequences, sequences.items.astype("int64"), cut(sequences, 6))
 text = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 for stage in range(4):
-    engine = build_engine(settings().model, settings(zero_stage=stage), device)
+    engine = build_engine(settings().model, settings(deepspeed=DeepSpeedConfig(stage=stage)), device)
     engine.train()
     for _ in range(3):
         mixed, clean, adversarial = engine(

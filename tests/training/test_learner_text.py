@@ -13,6 +13,7 @@ from tests.training.synthetic import ITEM_IDS, settings, write_ring_window
 from tests.training.test_learner import GATE, Running
 from tests.training.tiny_text import DIM, tiny_bert
 from training.bundle import Bundle, load_bundle
+from training.config import DeepSpeedConfig
 from training.encoder import TextEncoder, load_text_encoder
 
 pytestmark = pytest.mark.slow  # minutes on two cores: `make test-slow`
@@ -39,7 +40,7 @@ def story(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Runnin
         text_encoder=base,
         finetune="full",
         num_workers=2,
-        zero_stage=2,
+        deepspeed=DeepSpeedConfig(stage=2),
         encoder_lr=0.002,
         mlm_epochs=1,
         epochs_per_window=8,

@@ -58,7 +58,7 @@ def test_objective_narrows_to_the_rows_in_use_without_changing_the_loss() -> Non
     mixed, _, _ = task(batch, text, slots, drawn)
     items = task.model.item_representations(text, slots)
     wanted = batch.targets >= 0
-    users = task.model(items[batch.items] * batch.mask.unsqueeze(-1), batch.types, batch.gaps, batch.mask)[
+    users = task.model(items[batch.items] * batch.mask.unsqueeze(-1), batch.types, batch.times, batch.mask)[
         wanted
     ]
     expected = sampled_softmax(task.model, users, items, batch.targets[wanted], drawn.rows, drawn.log_q).sum()

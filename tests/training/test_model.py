@@ -1,7 +1,7 @@
 import torch
 
 from training.config import ModelConfig
-from training.model import GAP_BUCKETS, SequenceModel, gap_buckets
+from training.model import SequenceModel, gap_buckets
 
 CONFIG = ModelConfig(dim=16, blocks=2, heads=2, length=10, text_dim=6, id_capacity=20, num_types=3)
 
@@ -17,42 +17,49 @@ def events(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     generator = torch.Generator().manual_seed(1)
     items = torch.randn(rows, length, 16, generator=generator)
     types = torch.randint(3, (rows, length), generator=generator)
-    gaps = torch.randint(GAP_BUCKETS, (rows, length), generator=generator)
-    return items, types, gaps, torch.ones(rows, length, dtype=torch.bool)
+    times = torch.randint(10**9, (rows, length), generator=generator).cumsum(1)
+    return items, types, times, torch.ones(rows, length, dtype=torch.bool)
 
 
 def test_a_later_event_does_not_change_an_earlier_output() -> None:
-    model, (items, types, gaps, mask) = make(), events(2, 8)
-    before = model(items, types, gaps, mask)
+    model, (items, types, times, mask) = make(), events(2, 8)
+    before = model(items, types, times, mask)
     changed = items.clone()
     changed[:, 5] += 1.0
-    after = model(changed, types, (gaps + 1) % GAP_BUCKETS, mask)
-    after_same_gaps = model(changed, types, gaps, mask)
-    assert torch.allclose(before[:, :5], after_same_gaps[:, :5], atol=1e-6)
-    assert not torch.allclose(before[:, 5:], after_same_gaps[:, 5:], atol=1e-3)
-    assert not torch.allclose(before, after, atol=1e-3)
+    after = model(changed, types, times, mask)
+    assert torch.allclose(before[:, :5], after[:, :5], atol=1e-6)
+    assert not torch.allclose(before[:, 5:], after[:, 5:], atol=1e-3)
+
+
+def test_the_time_between_events_matters_and_when_they_began_does_not() -> None:
+    model, (items, types, times, mask) = make(), events(2, 8)
+    before = model(items, types, times, mask)
+    assert torch.allclose(before, model(items, types, times + 10**12, mask), atol=1e-6)
+    slower = times.clone()
+    slower[:, 5:] += 10**11
+    assert not torch.allclose(before[:, 5:], model(items, types, slower, mask)[:, 5:], atol=1e-3)
 
 
 def test_padding_changes_nothing_whatever_it_holds() -> None:
-    model, (items, types, gaps, mask) = make(), events(2, 6)
-    plain = model(items, types, gaps, mask)
+    model, (items, types, times, mask) = make(), events(2, 6)
+    plain = model(items, types, times, mask)
     for filler in (0.0, 7.0):
         padded = torch.cat([torch.full((2, 4, 16), filler), items], dim=1)
         zeros = torch.zeros(2, 4, dtype=torch.long)
         wide = torch.cat([torch.zeros(2, 4, dtype=torch.bool), mask], dim=1)
-        out = model(padded, torch.cat([zeros, types], 1), torch.cat([zeros, gaps], 1), wide)
+        out = model(padded, torch.cat([zeros, types], 1), torch.cat([zeros, times], 1), wide)
         assert torch.allclose(out[:, 4:], plain, atol=1e-5)
 
 
 def test_rows_that_are_all_padding_stay_finite() -> None:
-    model, (items, types, gaps, mask) = make(), events(2, 6)
+    model, (items, types, times, mask) = make(), events(2, 6)
     mask[0] = False
-    assert torch.isfinite(model(items * mask.unsqueeze(-1), types, gaps, mask)).all()
+    assert torch.isfinite(model(items * mask.unsqueeze(-1), types, times, mask)).all()
 
 
 def test_the_norm_of_a_representation_does_not_matter() -> None:
-    model, (items, types, gaps, mask) = make(), events(2, 6)
-    assert torch.allclose(model(items, types, gaps, mask), model(3.0 * items, types, gaps, mask), atol=1e-5)
+    model, (items, types, times, mask) = make(), events(2, 6)
+    assert torch.allclose(model(items, types, times, mask), model(3.0 * items, types, times, mask), atol=1e-5)
 
 
 def test_an_item_without_id_is_its_text_alone() -> None:
@@ -82,4 +89,5 @@ def test_scores_are_bounded_by_the_scale() -> None:
 
 def test_gap_buckets_by_hand() -> None:
     times = torch.tensor([[0, 0, 5_000, 5_000, 6_000, 10_000, 10_000 + 86_400_000]])
-    assert gap_buckets(times).tolist() == [[0, 0, 0, 0, 3, 5, 19]]
+    mask = torch.tensor([[False, False, True, True, True, True, True]])
+    assert gap_buckets(times, mask).tolist() == [[0, 0, 0, 0, 3, 5, 19]]

@@ -60,7 +60,7 @@ def cases_of(bert: str, llama: str, stages: tuple[int, ...], steps: int) -> list
             "name": f"{kind} {mode} {stage}",
             "source": source,
             "steps": steps,
-            "settings": {"finetune": mode, "zero_stage": stage},
+            "settings": {"finetune": mode, "deepspeed": {"stage": stage}},
         }
         for kind, source in (("bert", bert), ("llama", llama))
         for mode in MODES

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from tests.training.synthetic import ITEM_IDS, ITEMS, settings, window_table
 from training import engine as engines
-from training.config import TrainingSettings
+from training.config import DeepSpeedConfig, TrainingSettings
 from training.data import from_window
 from training.fit import Stepper, batches, make_pool
 from training.items import ItemTable
@@ -27,7 +27,9 @@ def changes(case: dict[str, Any]) -> TrainingSettings:
     shape = base.model.model_copy(update={"text_dim": 16})
     fixed = {"finetune_layers": 1, "finetune_refresh_epochs": 0, "encoder_lr": base.lr / 4}
     # without decay a weight moves only where a gradient reaches it
-    return settings(model=shape, weight_decay=0.0, **{**fixed, **case["settings"]})
+    told = {**fixed, **case["settings"]}
+    told["deepspeed"] = DeepSpeedConfig(**told.get("deepspeed", {}))
+    return settings(model=shape, weight_decay=0.0, **told)
 
 
 def ring() -> Any:

@@ -17,6 +17,7 @@ from training.errors import LearnerError
 from training.offline import Trainer
 
 SMALL = [
+    "training.model.repeats=plain",
     "training.model.dim=16",
     "training.model.length=12",
     "training.model.dropout=0",
