@@ -10,7 +10,7 @@ DATASET ?=
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-train faults format clean
+.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-train results faults format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -53,6 +53,9 @@ bench-soak: $(READY) ## ten minutes of load: memory of every process over time
 
 bench-train: $(READY) ## training targets per second beside RecBole's SASRec
 	@$(BIN)/python -m tests.bench.train $(if $(REPORT),--report $(REPORT))
+
+results: $(READY) ## rebuild docs/results.md from the evaluation reports in docs/results/quality
+	@$(BIN)/python -m tests.bench.results
 
 faults: $(READY) ## 50 kills and cut connections during 300,000 events: what was lost or doubled
 	@$(BIN)/python -m tests.faults $(if $(REPORT),--report $(REPORT))

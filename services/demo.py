@@ -83,6 +83,7 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
         "training": {
             "min_initial_windows": 2,
             "initial_events": int(0.98 * len(closed)),
+            "model": {"repeats": "excluded" if unseen_only else "copied"},
             "gate": {"unseen_only": unseen_only},
         },
         "serving": {

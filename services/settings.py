@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from serving.config import ServingSettings
@@ -37,6 +37,15 @@ class Settings(BaseSettings):
     streaming: StreamingSettings = StreamingSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
+
+    @model_validator(mode="after")
+    def _what_is_shown_is_learned(self) -> "Settings":
+        if self.training.model.repeats == "excluded" and not self.serving.exclude_seen:
+            raise ValueError(
+                "serving.exclude_seen must be true with training.model.repeats = 'excluded', which learns nothing of "
+                "items that a user had before; got exclude_seen = false; set training.model.repeats to 'copied'"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -100,7 +109,8 @@ def _explain(error: ValidationError, source: str) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {path}: no such setting{_nearest(path)}")
         else:
-            lines.append(f"  {path}: {problem['msg']}{_seen(path, problem)}")
+            said = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"  {path or 'together'}: {said}{_seen(path, problem)}")
     return "\n".join(lines)
 
 

@@ -86,7 +86,7 @@ def from_window(table: pa.Table) -> Sequences:
     """Sequences of one window as written by ``streaming.windows`` (columns there).
 
     Raises:
-        DataError: a column is missing, or list columns disagree in length.
+        DataError: a column is missing, list columns disagree in length, or a trust is no number from 0 to 1.
     """
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
@@ -101,13 +101,20 @@ def from_window(table: pa.Table) -> Sequences:
             raise DataError(
                 f"expected `{name}` as long as `items` in every row of the window; the file is damaged"
             )
+    trust = np.asarray(table["trust"]).astype(np.float32)
+    wrong = np.flatnonzero(~((trust >= 0) & (trust <= 1)))
+    if len(wrong):
+        raise DataError(
+            f"expected `trust` from 0 to 1 in every row of the window; got {trust[wrong[0]]} in row {wrong[0]}: "
+            "the file is damaged"
+        )
     return Sequences(
         items=flat["items"].astype(np.uint64),
         times=flat["times"].astype(np.int64),
         types=flat["types"].astype(np.uint8),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         target_from=np.asarray(table["target_from"]).astype(np.int64),
-        trust=np.asarray(table["trust"]).astype(np.float32),
+        trust=trust,
         users=np.asarray(table["user"]).astype(np.uint64),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,7 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode ``texts``: (N, D) float32, unit length, in the order given; an empty text gives zeros."""
-        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
-        order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
-        for at in range(0, len(order), self._batch_size):
-            picked = order[at : at + self._batch_size]
-            vectors[picked] = self._encode_batch([texts[i] for i in picked])
-        return vectors
+        return encode_sorted(texts, self.dim, self._encode_batch, self._batch_size)
 
     @torch.no_grad()
     def _encode_batch(self, texts: list[str]) -> NDArray[np.float32]:
@@ -98,6 +93,31 @@ class TextEncoder:
         pooled = pool(hidden, tokens["attention_mask"], self.pooling)
         result: NDArray[np.float32] = pooled.numpy()
         return result
+
+
+def encode_sorted(
+    texts: Sequence[str],
+    dim: int,
+    encode_batch: Callable[[list[str]], NDArray[np.float32]],
+    batch_size: int = 64,
+) -> NDArray[np.float32]:
+    """(N, dim) vectors by batches of texts of like length, so that little is padded; an empty text gives zeros.
+
+    Raises:
+        EncoderError: a vector is not finite.
+    """
+    vectors = np.zeros((len(texts), dim), dtype=np.float32)
+    order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
+    for at in range(0, len(order), batch_size):
+        picked = order[at : at + batch_size]
+        vectors[picked] = encode_batch([texts[i] for i in picked])
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(broken):
+        raise EncoderError(
+            f"the text encoder gives vectors that are not finite numbers, first for {texts[broken[0]][:80]!r}: its "
+            "weights are damaged; set training.text_encoder to another, or fetch it anew"
+        )
+    return vectors
 
 
 def load_text_encoder(name_or_folder: str, pooling: str = "auto") -> TextEncoder:

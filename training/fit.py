@@ -48,6 +48,11 @@ class Pool:
     rows: NDArray[np.int64]
     new_rows: int
 
+    def steps_per_epoch(self, settings: TrainingSettings) -> int:
+        """Optimiser steps of one pass; passes whose cuts are moved may take a few more or less."""
+        chunks = self.epoch(settings, np.random.default_rng(0), shift=False)
+        return math.ceil(len(chunks) / settings.batch_size)
+
     def epoch(self, settings: TrainingSettings, rng: np.random.Generator, shift: bool) -> Chunks:
         """Every new chunk and a fresh sample of the replayed ones, shuffled."""
         stride = settings.model.length - settings.overlap
@@ -104,8 +109,7 @@ def fit_round(
     epochs = settings.initial_epochs if plan.first else settings.epochs_per_window
     limit = settings.max_seconds_initial if plan.first else settings.max_seconds_per_window
     peak = settings.lr if plan.first else settings.window_lr
-    per_epoch = len(pool.epoch(settings, np.random.default_rng(0), shift=False))
-    total = epochs * math.ceil(per_epoch / settings.batch_size)
+    total = epochs * pool.steps_per_epoch(settings)
     texts = worker.texts.of(table) if worker.texts is not None else None
     stepper = Stepper(worker, pool, table, number, texts)
     torch.manual_seed(settings.seed + 7919 * number + 104729 * worker.rank)

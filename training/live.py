@@ -6,7 +6,6 @@ many there are.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,8 +40,7 @@ class Live:
         self._worker, self._pool, self._texts, self._tower = worker, pool, texts, tower
         self._has_text = np.array([bool(text.strip()) for text in texts], dtype=bool)
         settings = worker.settings
-        per_pass = len(pool.epoch(settings, np.random.default_rng(0), shift=False)) / settings.batch_size
-        self._every = settings.finetune_refresh_epochs * max(math.ceil(per_pass), 1)
+        self._every = settings.finetune_refresh_epochs * max(pool.steps_per_epoch(settings), 1)
 
     def due(self, steps: int) -> bool:
         """Whether all texts are to be encoded anew after ``steps`` steps of the round."""

@@ -264,6 +264,8 @@ class Worker:
             shape = {"text_dim": width, "num_types": len(self.streaming.event_types)}
             progress.shape = self.settings.model.model_copy(update=shape).model_dump()
         recycled = progress.slots.touch(new.items, tick=progress.number + 1)
+        if self.engine is not None and progress.shape["num_types"] < len(self.streaming.event_types):
+            self._learn_more_types()
         if self.engine is None:
             progress.tuned = self.settings.tuned
             free = np.flatnonzero(progress.slots.hashes == 0)  # their items come in later rounds
@@ -275,6 +277,17 @@ class Worker:
             self.texts.encode(self.engine, self.catalog)
         seen = [new.items, progress.slots.hashes, *([old.items] if old is not None else [])]
         self.table = self.make_table(np.concatenate(seen))
+
+    def _learn_more_types(self) -> None:
+        """Make room for event types that came after the model was made; like in serving they are the first one."""
+        progress, known = self.progress, int(self.progress.shape["num_types"])
+        progress.shape = progress.shape | {"num_types": len(self.streaming.event_types)}
+        weights = self.agree(engines.full_weights(self.engine))
+        table = weights["type_embedding.weight"]
+        first = table[:1].expand(len(self.streaming.event_types) - known, -1)
+        weights["type_embedding.weight"] = torch.cat([table, first])
+        self._build_engine(progress, weights, engines.tower_weights(self.engine))
+        log.info("event types %s are learned from now on", ", ".join(self.streaming.event_types[known:]))
 
     def make_table(self, seen: np.typing.NDArray[np.uint64]) -> ItemTable:
         """The catalogue of this round and every other item of ``seen``."""

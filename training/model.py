@@ -126,7 +126,7 @@ class SequenceModel(nn.Module):
 
         Args:
             items: (B, L, d) item representations (of any positive norm), zeros where padded; L <= length.
-            types: (B, L) int64 event type codes.
+            types: (B, L) int64 event type codes; one that came after the model was made is read as the first.
             times: (B, L) int64 epoch milliseconds, time-ordered; anything where padded.
             mask: (B, L) bool, True where there is an event.
 
@@ -136,6 +136,7 @@ class SequenceModel(nn.Module):
         d = self.config.dim
         scaled = fn.normalize(items, dim=-1) * d**0.5
         gaps = self.gap_embedding(gap_buckets(times, mask))
+        types = types.where(types < self.config.num_types, 0)
         x = self.input_norm(scaled + self.type_embedding(types) + gaps)
         x = fn.dropout(x, self.config.dropout if self.training else 0.0)
         bias = self._attention_bias(mask)

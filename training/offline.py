@@ -26,7 +26,7 @@ from training import engine as engines
 from training.config import TrainingSettings
 from training.data import Sequences
 from training.errors import LearnerError
-from training.fit import Pool, Stepper, batches, learning_rate, make_pool
+from training.fit import Stepper, batches, learning_rate, make_pool
 from training.items import ItemTable
 from training.model import SequenceModel
 from training.text_tower import encode_table, load_tower
@@ -123,13 +123,13 @@ class Trainer:
             tell: told of every validation. keep: file in which an unfinished fit is kept and taken up again.
         """
         pool = make_pool(new, old, table)
-        per_epoch = self._steps_per_epoch(pool)
+        per_epoch = pool.steps_per_epoch(self.settings)
         found = Fitted({}, table, -math.inf, 0)
         first = self._resume(keep, found)
         torch.manual_seed(self.settings.seed + 7919 * number + first)
         table = self._encoded(table)
         stepper = Stepper(self, pool, table, number, self._texts)  # type: ignore[arg-type]
-        epoch_of = iter(batches(pool, self.settings, number, epochs))
+        epoch_of = batches(pool, self.settings, number, epochs)
         for epoch in range(epochs):
             began = time.monotonic()
             for place in range(per_epoch):
@@ -162,10 +162,6 @@ class Trainer:
         """Set rows of the id table to zero: their items live by their text until they are learned."""
         with torch.no_grad():
             self.model.id_embedding.weight[torch.from_numpy(slots)] = 0.0
-
-    def _steps_per_epoch(self, pool: Pool) -> int:
-        chunks = pool.epoch(self.settings, np.random.default_rng(0), shift=False)
-        return math.ceil(len(chunks) / self.settings.batch_size)
 
     def _encoded(self, table: ItemTable) -> ItemTable:
         """The items with the vectors of the text encoder as it is now."""

@@ -76,8 +76,9 @@ class RepeatHead(nn.Module):
         elapsed = time_buckets(times[:, L - Q :, None] - times[:, None, :])
         scores = scores + self.distance_bias(distance.clamp(min=0)).squeeze(-1)
         scores = scores + self.time_bias(elapsed).squeeze(-1)
-        allowed: Tensor = mask[:, None, :] & (distance >= 0)
-        return scores.float().masked_fill(~allowed, _FORBIDDEN)
+        nowhere = ~(mask[:, None, :] & (distance >= 0))
+        copies: Tensor = scores.float().masked_fill(nowhere, _FORBIDDEN)
+        return copies
 
 
 @dataclass(frozen=True)

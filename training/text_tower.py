@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.config import TrainingSettings
-from training.encoder import load_text_encoder, pool, tokenize
+from training.encoder import encode_sorted, load_text_encoder, pool, tokenize
 from training.errors import EncoderError
 from training.items import ItemTable
 
@@ -106,14 +106,9 @@ class TextTower(nn.Module):
         return shares.flatten(0, 1)[: max(len(live.rows), 1)]
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N,) texts to (N, D) float32, unit length; an empty text gives zeros."""
-        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
-        order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
-        for at in range(0, len(order), batch_size):
-            picked = order[at : at + batch_size]
-            vectors[picked] = self(self.tokens([texts[i] for i in picked])).cpu().numpy()
-        return vectors
+        return encode_sorted(texts, self.dim, lambda some: self(self.tokens(some)).cpu().numpy())
 
     def tokens(self, texts: list[str]) -> dict[str, Tensor]:
         """Tokens of non-empty texts on this tower's device."""

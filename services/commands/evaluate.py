@@ -1,6 +1,8 @@
 """`headrace evaluate`: offline quality on any dataset folder, beside real baselines."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +102,7 @@ def evaluate(
     except (DatasetError, TypeError) as error:
         fail(str(error))
     console.print(table(report))
+    report["command"] = shlex.join(["headrace", *sys.argv[1:]])
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")

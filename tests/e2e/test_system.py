@@ -95,7 +95,14 @@ def system(broker, ray_session, tmp_path_factory):
                 "windows": {"length_s": WINDOW_MS / 1000, "lateness_s": 0},
             },
             "training": {
-                "model": {"dim": 32, "blocks": 1, "heads": 1, "length": 20, "id_capacity": 256},
+                "model": {
+                    "dim": 32,
+                    "blocks": 1,
+                    "heads": 1,
+                    "length": 20,
+                    "id_capacity": 256,
+                    "repeats": "plain",
+                },
                 "gate": {
                     "min_targets": 50,
                     "unseen_only": False,

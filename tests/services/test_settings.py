@@ -37,6 +37,15 @@ def test_kafka_bootstrap_servers_of_the_environment_is_taken(monkeypatch):
             "[kafka]\nsecurity_protocol = 'SASL_SSL'",
             r"kafka: .*needs sasl_mechanism, sasl_username and sasl_password",
         ),
+        (
+            "[serving]\nexclude_seen = false",
+            r"together: serving\.exclude_seen must be true .* set training\.model\.repeats to 'copied'",
+        ),
+        (
+            "[training.gate]\nunseen_only = false",
+            r"training: gate\.unseen_only must be true .* set model\.repeats to 'copied'",
+        ),
+        ("[training.deepspeed]\nstage = 4", r"training\.deepspeed\.stage: .*got 4"),
         ("nonsense", "not valid TOML"),
     ],
 )

@@ -69,7 +69,9 @@ def window_table(rows: list[dict[str, object]]) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def write_ring_window(data_dir: Path, index: int, users: int = 30, events: int = 6, step: int = 1) -> int:
+def write_ring_window(
+    data_dir: Path, index: int, users: int = 30, events: int = 6, step: int = 1, kind: int = 0
+) -> int:
     """Write window number ``index``: each user walks ``step`` items round the ring per event. Returns its start."""
     start_ms = (index + 1) * 10_000 * HOUR_MS
     rng = np.random.default_rng(index)
@@ -79,7 +81,8 @@ def write_ring_window(data_dir: Path, index: int, users: int = 30, events: int =
             at = int(rng.integers(len(ITEMS)))
             walk = [(at + step * i) % len(ITEMS) for i in range(events)]
             times = [start_ms + 60_000 * i for i in range(events)]
-            rows.append({"user": user + 1, "items": [int(ITEMS[i]) for i in walk], "times": times})
+            row = {"user": user + 1, "items": [int(ITEMS[i]) for i in walk], "times": times}
+            rows.append(row | {"types": [kind] * events})
         write_shard(data_dir / "windows", start_ms, shard, window_table(rows))
     return start_ms
 

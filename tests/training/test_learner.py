@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from streaming.config import StreamingSettings
 from tests.training.synthetic import (
     ITEM_IDS,
     STREAMING,
@@ -35,9 +37,11 @@ STORY = {"gate": GATE, "epochs_per_window": 40, "window_lr": 0.02, "replay_ratio
 class Running:
     """A learner at work in a thread of this process; workers are Ray's."""
 
-    def __init__(self, data_dir: Path, training: TrainingSettings) -> None:
+    def __init__(
+        self, data_dir: Path, training: TrainingSettings, streaming: StreamingSettings = STREAMING
+    ) -> None:
         self.data_dir, self.registry = data_dir, Registry(data_dir / "models")
-        self.learner = Learner(data_dir, STREAMING, training)
+        self.learner = Learner(data_dir, streaming, training)
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -184,6 +188,19 @@ def test_zero_2_with_a_worker_killed_in_mid_window_ends_the_same(story: Running,
     assert set(running.trained_windows().values()) == {1}
     assert len(running.trained_windows()) == 4
     same_beginning(story, running)
+
+
+def test_an_event_type_that_came_later_is_learned(story: Running) -> None:
+    more = STREAMING.model_copy(update={"event_types": (*STREAMING.event_types, "like")})
+    running = Running(story.data_dir, settings(**STORY), more)
+    write_ring_window(story.data_dir, 8, kind=2)
+    verdict = running.wait_for_verdict("v0006")
+    running.stop()
+    assert verdict == "promoted"
+    bundle = load_bundle(running.registry.path("v0006"))
+    assert (bundle.config.num_types, bundle.event_types) == (3, more.event_types)
+    before = load_bundle(running.registry.path("v0005")).model.type_embedding.weight
+    assert torch.allclose(bundle.model.type_embedding.weight[2], before[0], atol=0.5)
 
 
 THREE_STEPS = """
