@@ -50,6 +50,7 @@ def settings_of(spec: dict[str, Any], items: int) -> TrainingSettings:
         text_dim=TEXT_DIM,
         id_capacity=items,
         num_types=1,
+        repeats="plain",  # what RecBole learns
     )
     return TrainingSettings(
         model=model,

@@ -48,6 +48,26 @@ def test_a_ranking_is_the_models_own(trained, recommender):
     assert shown == pytest.approx([scores[bundle.item_ids.index(item)] for item in expected], abs=2e-4)
 
 
+def test_a_model_that_copies_ranks_what_was_seen_by_its_copies(world):
+    world.train("v1", known=("i1", "i2", "i3"), repeats="copied")
+    world.publish({"item_id": "i2", "title": "Item 2", "available": False})
+    bundle = load_bundle(world.data_dir / "models" / "v1")
+    rows = torch.tensor([[bundle.item_ids.index(item) for item in ("i1", "i2", "i3")]])
+    vectors = torch.from_numpy(bundle.item_vectors)
+    types, times = torch.tensor([[0, 2, 1]]), torch.tensor([[0, MINUTE, 4 * MINUTE]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    with torch.inference_mode():
+        scores = bundle.model.next_scores(vectors[rows], types, times, mask, vectors, rows)[0].numpy()
+    ranked = [bundle.item_ids[row] for row in np.argsort(-scores, kind="stable")]
+    with open_only(world) as recommender:
+        everything = recommender.recommend("anna", k=20, exclude_seen=False)
+        new = recommender.recommend("anna", k=20, exclude_seen=True)
+    assert ids(everything) == [item for item in ranked if item != "i2"]
+    assert ids(new) == [item for item in ranked if item not in ("i1", "i2", "i3")]
+    shown = {item.item_id: item.score for item in everything.items}
+    assert shown["i3"] == pytest.approx(scores[bundle.item_ids.index("i3")], abs=2e-4)
+
+
 def test_seen_items_are_left_out_unless_asked_for(recommender):
     assert not {"i1", "i2", "i3"} & set(ids(recommender.recommend("anna", k=20)))
     everything = recommender.recommend("anna", k=20, exclude_seen=False)

@@ -32,9 +32,17 @@ SHAPE = ModelConfig(dim=16, blocks=1, length=8, text_dim=TEXT_DIM, id_capacity=6
 class World(Writers):
     """Everything under one data folder."""
 
-    def train(self, version: str, seed: int = 0, known: tuple[str, ...] = (), promote: bool = True) -> Path:
+    def train(
+        self,
+        version: str,
+        seed: int = 0,
+        known: tuple[str, ...] = (),
+        promote: bool = True,
+        repeats: str = "excluded",
+    ) -> Path:
         """Write a bundle with random weights over the catalogue of now; `known` items were in events."""
         torch.manual_seed(seed)
+        shape = SHAPE.model_copy(update={"repeats": repeats})
         slots = ItemSlots(SHAPE.id_capacity)
         seen = np.array([hash_one(item) for item in known], np.uint64)
         slots.touch(seen, 0)
@@ -45,7 +53,7 @@ class World(Writers):
         path = save_bundle(
             self.data_dir / "models",
             version,
-            model=SequenceModel(SHAPE),
+            model=SequenceModel(shape),
             table=table,
             popularity=popularity / popularity.sum(),
             event_types=STREAMING.event_types,
