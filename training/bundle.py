@@ -32,7 +32,7 @@ from training.errors import BundleError
 from training.items import ItemTable
 from training.model import SequenceModel
 
-FORMAT = 1
+FORMAT = 2
 _FILES = ("model.safetensors", "items.parquet", "config.json", "eval.json", "lineage.json")
 
 

@@ -23,6 +23,8 @@ from torch.nn import functional as fn
 from training.config import ModelConfig
 from training.repeats import TIME_BUCKETS, RepeatHead, time_buckets, with_repeats
 
+FIRST = TIME_BUCKETS  # the bucket of a history's first event: a model knows a newcomer by it
+
 
 def gap_buckets(times: Tensor, mask: Tensor) -> Tensor:
     """Bucket the time since the previous event.
@@ -31,11 +33,13 @@ def gap_buckets(times: Tensor, mask: Tensor) -> Tensor:
         times: (..., L) int64, epoch milliseconds, time-ordered. mask: (..., L) bool, True where there is an event.
 
     Returns:
-        (..., L) int64, see `time_buckets`; 0 where no event stands before.
+        (..., L) int64, see `time_buckets`; `FIRST` where no event stands before.
     """
     gaps = torch.zeros_like(times)
-    gaps[..., 1:] = (times[..., 1:] - times[..., :-1]) * mask[..., :-1]
-    return time_buckets(gaps)
+    gaps[..., 1:] = times[..., 1:] - times[..., :-1]
+    follows = torch.zeros_like(mask)
+    follows[..., 1:] = mask[..., :-1]
+    return time_buckets(gaps).where(follows, FIRST)
 
 
 class Block(nn.Module):
@@ -75,7 +79,7 @@ class SequenceModel(nn.Module):
         self.id_embedding = nn.Embedding(config.id_capacity, d)
         self.item_norm = nn.LayerNorm(d)
         self.type_embedding = nn.Embedding(config.num_types, d)
-        self.gap_embedding = nn.Embedding(TIME_BUCKETS, d)
+        self.gap_embedding = nn.Embedding(TIME_BUCKETS + 1, d)
         self.distance_bias = nn.Embedding(config.length, config.heads)
         self.input_norm = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))

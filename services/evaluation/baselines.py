@@ -11,8 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from services.evaluation.corpus import Corpus, Int64, Split, sample
-from services.evaluation.ranking import ask
-from training.metrics import ndcg
+from services.evaluation.ranking import validated
 
 _DAY_MS = 86_400_000
 _VALIDATED_ON = 2000  # queries
@@ -26,7 +25,7 @@ def chosen_on_validation(
     best, found = options[0], -1.0
     for option in options:
         put(option)
-        figure = ndcg(ask(recommender, corpus, queries, unseen=recommender.unseen).ranks)
+        figure = validated(recommender, corpus, queries, unseen=recommender.unseen)
         if figure > found:
             best, found = option, figure
     put(best)

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.evaluation.corpus import Bools, Corpus, Int64, Split, sample
-from services.evaluation.ranking import ask
+from services.evaluation.ranking import validated
 from training.config import TrainingSettings
 from training.encoder import load_text_encoder
 from training.items import ItemTable
-from training.metrics import ndcg
 from training.model import SequenceModel
 from training.offline import Trainer
 
@@ -48,16 +47,11 @@ def make_table(corpus: Corpus, text: NDArray[np.float32], trained: Bools) -> Ite
 class SequenceScorer:
     """Scores by a `SequenceModel` as it would stand in serving."""
 
-    name = "ours"
-
     def __init__(self, corpus: Corpus, model: SequenceModel, table: ItemTable) -> None:
         self._corpus, self._model = corpus, model.eval()
         with torch.no_grad():
             text, slots = torch.from_numpy(table.text), torch.from_numpy(table.slots)
             self._items = model.item_representations(text, slots)
-
-    def fit(self, corpus: Corpus, split: Split) -> None:
-        """See Recommender; there is nothing to learn any more."""
 
     @torch.no_grad()
     def scores(self, queries: Int64) -> Tensor:
@@ -103,8 +97,7 @@ class Ours:
         queries = sample(split.validation, _VALIDATED_ON, 0)
 
         def validate(model: SequenceModel, table: ItemTable) -> float:
-            answers = ask(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
-            return ndcg(answers.ranks)
+            return validated(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
 
         trainer = Trainer(settings, texts=corpus.texts)
         name = hashlib.sha256(

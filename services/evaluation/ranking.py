@@ -39,16 +39,20 @@ HEAD_SHARE = 0.8  # of the training events: the most popular items that make up 
 _SCORES_AT_ONCE = 30_000_000
 
 
-class Recommender(Protocol):
+class Answering(Protocol):
+    """What can be asked."""
+
+    def scores(self, queries: Int64) -> Tensor:
+        """(B, N) float: a score of every item for each query, from its history alone."""
+
+
+class Recommender(Answering, Protocol):
     """What is compared."""
 
     name: str
 
     def fit(self, corpus: Corpus, split: Split) -> None:
         """Learn from the split's training events; choose settings on its validation queries only."""
-
-    def scores(self, queries: Int64) -> Tensor:
-        """(B, N) float: a score of every item for each query, from its history alone."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Answers:
 
 
 def ask(
-    recommender: Recommender,
+    recommender: Answering,
     corpus: Corpus,
     queries: Int64,
     *,
@@ -95,6 +99,11 @@ def ask(
             progress(min(1.0, (at + size) / len(queries)))
     empty = np.zeros((0, TOP), np.int64)
     return Answers(queries, np.concatenate(ranks or [np.zeros(0)]), np.concatenate(tops or [empty]))
+
+
+def validated(recommender: Answering, corpus: Corpus, queries: Int64, *, unseen: bool) -> float:
+    """NDCG@10 on validation queries: what settings and epochs are chosen by."""
+    return ndcg(ask(recommender, corpus, queries, unseen=unseen).ranks)
 
 
 def figures(

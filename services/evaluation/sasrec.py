@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 from services.evaluation.corpus import Corpus, Int64, Split, sample
-from services.evaluation.ranking import ask
+from services.evaluation.ranking import validated
 from training.data import cut, make_batch
-from training.metrics import ndcg
 
 _VALIDATED_ON = 3000  # queries
 
@@ -134,7 +133,7 @@ class SasrecBaseline:
                 torch.autograd.backward(loss)
                 optimizer.step()
             seconds += time.monotonic() - began
-            figure = ndcg(ask(self, corpus, queries, unseen=self._unseen).ranks)
+            figure = validated(self, corpus, queries, unseen=self._unseen)
             curve.append((epoch, figure))
             if figure > best:
                 best, kept, best_epoch = figure, copy.deepcopy(self._network.state_dict()), epoch

@@ -20,7 +20,7 @@ import numpy as np
 
 from services.evaluation.corpus import Bools, Corpus, Int64, Split, rows_of, sample
 from services.evaluation.ours import SequenceScorer, fitted_settings, make_table, text_vectors
-from services.evaluation.ranking import Answers, ask, figures
+from services.evaluation.ranking import Answers, ask, figures, validated
 from training.config import TrainingSettings
 from training.data import Sequences
 from training.items import ItemTable
@@ -152,9 +152,7 @@ class Prequential:
             queries = sample(np.flatnonzero(revealed & ~train & corpus.has_history), _VALIDATED_ON, 0)
 
             def judge(model: SequenceModel, table: ItemTable) -> float:
-                return ndcg(
-                    ask(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen).ranks
-                )
+                return validated(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
 
         trainer = Trainer(self._settings, texts=corpus.texts)
         return trainer.fit(

@@ -7,6 +7,7 @@ readers use it: the one over columns (`formats.columns`) and the one over a sing
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -119,10 +120,8 @@ def epoch_ms(value: Any) -> int:
     elif isinstance(value, datetime):
         return _floor_ms(value)
     elif isinstance(value, str) and value[4:5] == "-":  # Python would take some bare numbers for dates
-        try:
+        with suppress(ValueError, OverflowError):
             return _floor_ms(datetime.fromisoformat(value))
-        except (ValueError, OverflowError):
-            pass
     raise ValueError(f"expected epoch milliseconds or an ISO 8601 time, got {glimpse(value)}")
 
 

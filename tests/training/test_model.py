@@ -1,7 +1,7 @@
 import torch
 
 from training.config import ModelConfig
-from training.model import SequenceModel, gap_buckets
+from training.model import FIRST, SequenceModel, gap_buckets
 
 CONFIG = ModelConfig(dim=16, blocks=2, heads=2, length=10, text_dim=6, id_capacity=20, num_types=3)
 
@@ -90,4 +90,4 @@ def test_scores_are_bounded_by_the_scale() -> None:
 def test_gap_buckets_by_hand() -> None:
     times = torch.tensor([[0, 0, 5_000, 5_000, 6_000, 10_000, 10_000 + 86_400_000]])
     mask = torch.tensor([[False, False, True, True, True, True, True]])
-    assert gap_buckets(times, mask).tolist() == [[0, 0, 0, 0, 3, 5, 19]]
+    assert gap_buckets(times, mask).tolist() == [[FIRST, FIRST, FIRST, 0, 3, 5, 19]]
