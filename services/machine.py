@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ def machine() -> dict[str, Any]:
         model = names[0].partition(":")[2].strip() if names else model
     memory = round(psutil.virtual_memory().total / 2**30, 1)
     return {"cpu": model, "cores": psutil.cpu_count(), "memory_gib": memory, "system": platform.platform()}
+
+
+def peak_memory_gib() -> float:
+    """Most memory this process has had resident so far, GiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -128,7 +128,9 @@ class ItemKnn(Tuned):
     """
 
     name = "item-knn"
-    OPTIONS = tuple((k, decay) for k in (50, 200) for decay in (1.0, 0.95, 0.8, 0.5))
+    OPTIONS = tuple((k, decay, 0.0) for k in (50, 200) for decay in (1.0, 0.95, 0.8, 0.5))
+    # where repeats count an item may be a neighbour of itself
+    WITH_ITSELF = tuple((k, decay, 1.0) for k, decay, _ in OPTIONS)
     SHRINKAGE = 10.0
 
     def fit(self, corpus: Corpus, split: Split) -> None:
@@ -137,19 +139,26 @@ class ItemKnn(Tuned):
         shape = (len(corpus.sequences), corpus.num_items)
         users = sparse.csr_array((np.ones(pairs.shape[1], np.float32), (pairs[0], pairs[1])), shape=shape)
         self._history = History(corpus)
-        most = max(k for k, _ in self.OPTIONS)
-        nearest = _nearest(users, most, self.SHRINKAGE)
-        truncated = {k: _truncated(nearest, k) for k in {k for k, _ in self.OPTIONS}}
+        options = self.OPTIONS if self.unseen else self.OPTIONS + self.WITH_ITSELF
+        sizes = {k for k, _, _ in options}
+        nearest = _nearest(users, max(sizes), self.SHRINKAGE)
+        truncated = {k: _truncated(nearest, k) for k in sizes}
 
-        def put(option: tuple[int, float]) -> None:
-            self._similar, self._decay = truncated[option[0]], option[1]
+        def put(option: tuple[int, float, float]) -> None:
+            self._similar, self._decay, self._itself = truncated[option[0]], *option[1:]
 
-        neighbours, decay = chosen_on_validation(self, corpus, split, self.OPTIONS, put)
-        self.settings = {"neighbours": neighbours, "decay": decay, "shrinkage": self.SHRINKAGE}
+        neighbours, decay, itself = chosen_on_validation(self, corpus, split, options, put)
+        self.settings = {
+            "neighbours": neighbours,
+            "decay": decay,
+            "itself": itself,
+            "shrinkage": self.SHRINKAGE,
+        }
 
     def scores(self, queries: Int64) -> Tensor:
         """See Recommender."""
-        found = self._history.weighted(queries, self._decay) @ self._similar
+        history = self._history.weighted(queries, self._decay)
+        found = history @ self._similar + self._itself * history
         return torch.from_numpy(found.toarray().astype(np.float32))
 
 

@@ -25,7 +25,7 @@ from services.evaluation.ours import Ours
 from services.evaluation.ranking import Recommender, ask, by_history, figures
 from services.evaluation.sasrec import SasrecBaseline, SasrecSettings
 from services.evaluation.streamed import Prequential
-from services.machine import machine, versions
+from services.machine import machine, peak_memory_gib, versions
 from training.config import TrainingSettings
 
 PROTOCOLS = ("loo", "temporal", "prequential")
@@ -93,6 +93,7 @@ def evaluate(request: Request, tell: Callable[[str], None]) -> dict[str, Any]:
     else:
         report |= _static(request, corpus, tell)
     return report | {
+        "peak_memory_gib": peak_memory_gib(),
         "machine": machine(),
         "threads": torch.get_num_threads(),
         "versions": versions(*_PACKAGES),
@@ -141,7 +142,8 @@ def _static(request: Request, corpus: Corpus, tell: Callable[[str], None]) -> di
         fitted = time.monotonic()
         entry: dict[str, Any] = {}
         for reading in ("unseen", "all"):
-            answers = ask(model, corpus, queries, unseen=reading == "unseen", among=among)
+            asked = _tuned_for(model, reading == "unseen", corpus, split)
+            answers = ask(asked, corpus, queries, unseen=reading == "unseen", among=among)
             entry[reading] = figures(answers, corpus, split, seed=request.seed)
             entry[reading]["by_history"] = by_history(answers, corpus)
         headline = entry["unseen" if request.unseen else "all"]
@@ -156,6 +158,15 @@ def _static(request: Request, corpus: Corpus, tell: Callable[[str], None]) -> di
     sizes = {"train": int(split.train.sum()), "validation": len(split.validation), "test": len(split.test)}
     more = {"cold_items": int(split.cold.sum())} if request.cold else {}
     return {"split": sizes | {"asked": len(queries)} | more, "models": found}
+
+
+def _tuned_for(model: Recommender, unseen: bool, corpus: Corpus, split: Split) -> Recommender:
+    """The model itself, or where it is cheap one whose settings are chosen for this reading."""
+    if not isinstance(model, baselines.Tuned) or model.unseen == unseen:
+        return model
+    other: Any = type(model)(unseen=unseen)
+    other.fit(corpus, split)
+    return other  # type: ignore[no-any-return]
 
 
 def _make(name: str, request: Request, tell: Callable[[str], None]) -> Recommender:
