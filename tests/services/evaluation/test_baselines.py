@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from services.datasets import Dataset
 from services.evaluation import baselines
 from services.evaluation.corpus import leave_one_out, make_corpus
 from services.evaluation.ranking import ask, by_history, figures
 from services.evaluation.sasrec import SasrecBaseline, SasrecSettings
+from tests.services.evaluation.conftest import make_dataset
 from training.metrics import hit_rate, ndcg
 
 
@@ -54,6 +56,19 @@ def test_neighbours_are_the_shrunk_cosine_of_user_sets(corpus, split):
     expected = common / ((len(users[0]) * len(users[2])) ** 0.5 + knn.SHRINKAGE)
     assert knn._similar[0, 2] == pytest.approx(expected, rel=1e-5)
     assert knn._similar[0, 0] == 0
+
+
+def test_where_users_repeat_themselves_an_item_is_its_own_neighbour():
+    faithful = make_dataset(users=10)
+    users = faithful.interactions["user_id"].to_pylist()
+    own = [f"i{int(user[1:])}" for user in users]  # each user takes one item again and again
+    repeated = faithful.interactions.set_column(1, "item_id", [own])
+    corpus = make_corpus(Dataset("faithful", repeated, faithful.items))
+    split = leave_one_out(corpus)
+    knn = baselines.ItemKnn(unseen=False)
+    knn.fit(corpus, split)
+    assert knn.settings["itself"] == 1.0
+    assert ndcg(ask(knn, corpus, split.test, unseen=False).ranks) == 1.0
 
 
 def test_categories_stand_in_for_events(corpus, split):
