@@ -128,6 +128,19 @@ def cold(runs: Sequence[Run]) -> list[str]:
     return lines_of(("model", "Recall@10 among cold items", "against random", "NDCG@10"), rows)
 
 
+def encoders(runs: Sequence[Run]) -> list[str]:
+    """One model with different text encoders, or different parts of one trained."""
+    rows = []
+    for run in runs:
+        figures = run.report["models"]["ours"]
+        training = figures["settings"]["training"]
+        encoder, tuned = training.get("text_encoder", "packaged"), training.get("finetune", "frozen")
+        seconds = figures["settings"]["train_seconds"]
+        row = [f"{figures[key]:.4f}" for key in ("ndcg@10", "hr@10")]
+        rows.append([f"`{run.file.stem}`", encoder, tuned, *row, f"{seconds:,.0f}"])
+    return lines_of(("run", "encoder", "trained of it", "NDCG@10", "HR@10", "seconds in steps"), rows)
+
+
 def over_time(runs: Sequence[Run]) -> list[str]:
     """Ways to learn over the windows of a stream."""
     lines = []
@@ -164,7 +177,7 @@ TABLES = {
     "cold": ("Items nobody has touched", cold),
     "short": ("Users of whom little is known", quality),
     "prequential": ("Continuous learning", over_time),
-    "text": ("The text encoder", quality),
+    "text": ("The text encoder", encoders),
 }
 
 
