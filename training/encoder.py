@@ -103,21 +103,25 @@ def encode_sorted(
 ) -> NDArray[np.float32]:
     """(N, dim) vectors by batches of texts of like length, so that little is padded; an empty text gives zeros.
 
+    A text that occurs several times is encoded once: of 92,000 groceries 21,000 are told apart by their text.
+
     Raises:
         EncoderError: a vector is not finite.
     """
-    vectors = np.zeros((len(texts), dim), dtype=np.float32)
-    order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: len(texts[i]))
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    names = list(distinct)
+    vectors = np.zeros((len(names), dim), dtype=np.float32)
+    order = sorted((i for i, text in enumerate(names) if text.strip()), key=lambda i: len(names[i]))
     for at in range(0, len(order), batch_size):
         picked = order[at : at + batch_size]
-        vectors[picked] = encode_batch([texts[i] for i in picked])
+        vectors[picked] = encode_batch([names[i] for i in picked])
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise EncoderError(
-            f"the text encoder gives vectors that are not finite numbers, first for {texts[broken[0]][:80]!r}: its "
+            f"the text encoder gives vectors that are not finite numbers, first for {names[broken[0]][:80]!r}: its "
             "weights are damaged; set training.text_encoder to another, or fetch it anew"
         )
-    return vectors
+    return vectors[[distinct[text] for text in texts]]
 
 
 def load_text_encoder(name_or_folder: str, pooling: str = "auto") -> TextEncoder:

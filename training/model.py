@@ -80,7 +80,7 @@ class SequenceModel(nn.Module):
         self.item_norm = nn.LayerNorm(d)
         self.type_embedding = nn.Embedding(config.num_types, d)
         self.gap_embedding = nn.Embedding(TIME_BUCKETS + 1, d)
-        self.distance_bias = nn.Embedding(config.length, config.heads)
+        self.distance_bias = nn.Embedding(config.length, config.blocks * config.heads)
         self.input_norm = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.output_norm = nn.LayerNorm(d)
@@ -143,20 +143,23 @@ class SequenceModel(nn.Module):
         types = types.where(types < self.config.num_types, 0)
         x = self.input_norm(scaled + self.type_embedding(types) + gaps)
         x = fn.dropout(x, self.config.dropout if self.training else 0.0)
-        bias = self._attention_bias(mask)
-        for block in self.blocks:
+        for block, bias in zip(self.blocks, self._attention_biases(mask), strict=True):
             x = block(x, bias)
         users: Tensor = self.output_norm(x)
         return users
 
-    def _attention_bias(self, mask: Tensor) -> Tensor:
-        """(B, H, L, L): distance biases, -inf for the future and for padding (a position always sees itself)."""
+    def _attention_biases(self, mask: Tensor) -> list[Tensor]:
+        """Per block (B, H, L, L): its biases of distance, -inf for the future and for padding.
+
+        A position always sees itself.
+        """
         L = mask.shape[1]
         at = torch.arange(L, device=mask.device)
         distance = at[:, None] - at[None, :]  # (L, L) query minus key
-        biases: Tensor = self.distance_bias(distance.clamp(min=0)).permute(2, 0, 1)  # (H, L, L)
+        biases = self.distance_bias(distance.clamp(min=0)).permute(2, 0, 1)  # (blocks * H, L, L)
         allowed = (distance >= 0) & (mask[:, None, :] | (distance == 0))  # (B, L, L)
-        return biases.unsqueeze(0).masked_fill(~allowed.unsqueeze(1), float("-inf"))
+        out = torch.zeros(allowed.shape, device=mask.device).masked_fill(~allowed, float("-inf")).unsqueeze(1)
+        return [out + own for own in biases.split(self.config.heads)]
 
     def scores(self, users: Tensor, items: Tensor) -> Tensor:
         """Scaled cosine of every user vector with every item: (..., d) and (N, d) give (..., N)."""
