@@ -38,11 +38,19 @@ class Run:
     @property
     def title(self) -> str:
         """What it measured, without the seed."""
-        report = self.report
-        cold = (
-            f", {report['split']['cold_items']} cold items" if "cold_items" in report.get("split", {}) else ""
+        cold = self.report.get("split", {}).get("cold_items")
+        return f"{self.report['dataset']}, {self.report['protocol']}" + (
+            f", {cold} cold items" if cold else ""
         )
-        return f"{report['dataset']}, {report['protocol']}, reading `{report['filter']}`{cold}"
+
+    def models(self, reading: str | None = None) -> dict[str, Any]:
+        """Figures per model, of one reading or the headline's; ours carries how it takes repeats."""
+        found = {}
+        for name, figures in self.report["models"].items():
+            shape = figures.get("settings", {}).get("training", {}).get("model", {})
+            called = f"ours, repeats {shape.get('repeats', 'excluded')}" if name == "ours" else name
+            found[called] = figures if reading is None else figures[reading]
+        return found
 
 
 def runs_of(folder: Path) -> list[Run]:
@@ -64,12 +72,12 @@ def lines_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)] + [""]
 
 
-def averaged(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+def averaged(runs: Sequence[Run], reading: str | None = None) -> dict[str, dict[str, Any]]:
     """Per model the mean of each figure over the seeds that have it, NDCG@10 of each seed besides."""
-    names = dict.fromkeys(name for run in runs for name in run.report["models"])
+    all_models = [run.models(reading) for run in runs]
     found = {}
-    for name in names:
-        entries = [run.report["models"][name] for run in runs if name in run.report["models"]]
+    for name in dict.fromkeys(name for models in all_models for name in models):
+        entries = [models[name] for models in all_models if name in models]
         keys = ("ndcg@10", "hr@10", "mrr@10", "coverage@10", "gini@10", "novelty@10")
         found[name] = {key: mean(entry[key] for entry in entries) for key in keys}
         found[name]["seeds"] = [entry["ndcg@10"] for entry in entries]
@@ -77,8 +85,15 @@ def averaged(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def quality(runs: Sequence[Run]) -> list[str]:
-    """Models beside each other, best first, and the gain over the best baseline."""
-    found = averaged(runs)
+    """Models beside each other: new items alone and, where some model copies, with repeats."""
+    lines = ["New items, the history is taken out:", "", *compared(averaged(runs, "unseen"))]
+    if any("copied" in name for run in runs for name in run.models()):
+        lines += ["Every event, repeats count:", "", *compared(averaged(runs, "all"))]
+    return lines
+
+
+def compared(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Models best first, and the gain over the best baseline."""
     rows = []
     for name, figures in sorted(found.items(), key=lambda pair: -pair[1]["ndcg@10"]):
         seeds = figures["seeds"]
@@ -97,8 +112,9 @@ def quality(runs: Sequence[Run]) -> list[str]:
     best = max(
         (name for name in found if name in BASELINES), key=lambda name: found[name]["ndcg@10"], default=None
     )
-    if best and "ours" in found:
-        gain = found["ours"]["ndcg@10"] / found[best]["ndcg@10"] - 1
+    ours = max((found[name]["ndcg@10"] for name in found if name.startswith("ours")), default=None)
+    if best and ours:
+        gain = ours / found[best]["ndcg@10"] - 1
         lines += [f"Ours against the best baseline, {best}: {gain:+.1%} NDCG@10.", ""]
     return lines
 
@@ -173,9 +189,7 @@ def over_time(runs: Sequence[Run]) -> list[str]:
 TABLES = {
     "loo": ("Leave one out", published),
     "temporal": ("A stream parted in time, every next event asked", quality),
-    "repeats": ("The same, repeats count", quality),
     "cold": ("Items nobody has touched", cold),
-    "short": ("Users of whom little is known", quality),
     "prequential": ("Continuous learning", over_time),
     "text": ("The text encoder", encoders),
 }
@@ -196,8 +210,8 @@ def page(folder: Path) -> str:
             continue
         lines += [f"## {title}", ""]
         for what, runs in groups.items():
-            seeds = ", ".join(str(run.report["seed"]) for run in runs)
-            lines += [f"### {what}, seed{'s' * (len(runs) > 1)} {seeds}", "", *table(runs)]
+            seeds = ", ".join(map(str, sorted({run.report["seed"] for run in runs})))
+            lines += [f"### {what}, seed{'s' * (',' in seeds)} {seeds}", "", *table(runs)]
             lines += [line for run in runs for line in made_by(run)]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -7,7 +7,7 @@ from tests.bench.results import FOLDER, PAGE, page
 
 def report(seed, ndcg, **more):
     figures = {"hr@10": 0.3, "mrr@10": 0.1, "coverage@10": 0.5, "gini@10": 0.8, "novelty@10": 9.0}
-    return {
+    made = {
         "dataset": "shop",
         "protocol": "temporal",
         "filter": "unseen",
@@ -16,7 +16,10 @@ def report(seed, ndcg, **more):
         "threads": 1,
         "command": f"headrace evaluate --seed {seed}",
         "models": {name: figures | {"ndcg@10": value} for name, value in ndcg.items()},
-    } | more
+    }
+    for found in made["models"].values():
+        found["unseen"] = dict(found)
+    return made | more
 
 
 def test_seeds_are_averaged_and_the_best_baseline_is_named(tmp_path):
@@ -25,8 +28,8 @@ def test_seeds_are_averaged_and_the_best_baseline_is_named(tmp_path):
     for seed, ndcg in runs:
         (tmp_path / "temporal" / f"shop-{seed}.json").write_text(json.dumps(report(seed, ndcg)))
     made = page(tmp_path)
-    assert "### shop, temporal, reading `unseen`, seeds 0, 1" in made
-    assert "| ours | 0.3000 (0.2000 – 0.4000) |" in made
+    assert "### shop, temporal, seeds 0, 1" in made
+    assert "| ours, repeats excluded | 0.3000 (0.2000 – 0.4000) |" in made
     assert "Ours against the best baseline, sasrec: +100.0% NDCG@10." in made
     assert "headrace evaluate --seed 1" in made
 
