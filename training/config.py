@@ -175,7 +175,7 @@ class TrainingSettings(Section):
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step, over all workers")
     lr: float = Field(4e-3, gt=0, le=1, description="peak learning rate of the first model (AdamW, cosine)")
     window_lr: float = Field(5e-4, gt=0, le=1, description="peak learning rate of fine-tuning on a window")
-    warmup_steps: int = Field(30, ge=0, description="steps from 0 to the peak, in every round")
+    warmup_steps: int = Field(30, ge=0, description="steps from 0 to the peak, a tenth of a round at most")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     initial_epochs: int = Field(22, ge=1, description="passes over the windows of the first model")

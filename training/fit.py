@@ -33,9 +33,12 @@ SYNC_STEPS = 8
 _FLOOR = 0.02  # the cosine ends at this share of the peak rate
 
 
-def learning_rate(peak: float, step: int, warmup: int, done: float) -> float:
-    """Linear warm-up over ``warmup`` steps, then a cosine over ``done`` in [0, 1]."""
-    rise = min(1.0, (step + 1) / max(warmup, 1))
+_WARMUP_SHARE = 0.1  # of a round's steps is spent rising at most: short rounds must reach their peak, too
+
+
+def learning_rate(peak: float, step: int, warmup: int, total: int, done: float) -> float:
+    """Linear warm-up over ``warmup`` steps, at most a tenth of ``total``, then a cosine over ``done`` in [0, 1]."""
+    rise = min(1.0, (step + 1) / max(min(warmup, _WARMUP_SHARE * total), 1))
     fall = _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     return peak * rise * fall
 
@@ -122,7 +125,7 @@ def fit_round(
                 return None
             if done >= 1.0:
                 break
-        stepper.step(chunks, learning_rate(peak, step, settings.warmup_steps, max(done, step / total)))
+        stepper.step(chunks, learning_rate(peak, step, settings.warmup_steps, total, max(done, step / total)))
         if worker.rank == 0:
             stepper.tell(plan, step + 1, total, max(done, step / total), time.monotonic() - began)
     return {

@@ -138,8 +138,9 @@ class Trainer:
                     break
                 if epoch >= first:
                     step = epoch * per_epoch + place
-                    done = step / (epochs * per_epoch)
-                    stepper.step(chunks, learning_rate(lr, step, self.settings.warmup_steps, done))
+                    total = epochs * per_epoch
+                    rate = learning_rate(lr, step, self.settings.warmup_steps, total, step / total)
+                    stepper.step(chunks, rate)
                     found.steps += 1
             if epoch < first:
                 continue

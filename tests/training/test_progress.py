@@ -72,8 +72,13 @@ def test_replay_adds_a_sample_of_older_rows() -> None:
 
 
 def test_learning_rate_warms_up_and_comes_down() -> None:
-    rates = [learning_rate(1.0, step, 10, step / 100) for step in range(101)]
+    rates = [learning_rate(1.0, step, 10, 100, step / 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1, rel=0.01)
     assert max(rates) == pytest.approx(1.0, abs=0.05)
     assert rates[-1] == pytest.approx(0.02)
-    assert learning_rate(1.0, 5000, 0, 7.0) == pytest.approx(0.02)
+    assert learning_rate(1.0, 5000, 0, 5000, 7.0) == pytest.approx(0.02)
+
+
+def test_a_short_round_reaches_its_peak_whatever_the_warm_up() -> None:
+    rates = [learning_rate(1.0, step, 200, 50, step / 50) for step in range(50)]
+    assert max(rates) > 0.95
