@@ -19,7 +19,7 @@ from training.offline import Trainer
 SMALL = [
     "training.model.repeats=plain",
     "training.model.dim=16",
-    "training.model.length=6",
+    "training.model.length=4",
     "training.model.dropout=0",
     "training.initial_epochs=25",
     "training.lr=0.02",
