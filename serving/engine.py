@@ -59,7 +59,12 @@ class _Ranking:
     def excluded(self, default: bool) -> Int64:
         """Rows that may not be shown."""
         wanted = default if self.request.exclude_seen is None else self.request.exclude_seen
-        return self.rows[self.rows >= 0] if wanted else self.rows[:0]
+        return self.known if wanted else self.rows[:0]
+
+    @property
+    def known(self) -> Int64:
+        """Rows of the history's items that are in the item table."""
+        return self.rows[self.rows >= 0]
 
 
 class Recommender:
@@ -179,9 +184,8 @@ class Recommender:
             excluded = [r.excluded(self.settings.exclude_seen) for r in rankings]
             if encoded.repeats is None:
                 return snapshot.index.search(encoded.users, k, excluded)
-            seen = [
-                r.rows[r.rows >= 0] for r in rankings
-            ]  # new items from the index, the others from the past
+            # new items come from the index, the others from the past
+            seen = [r.known for r in rankings]
             found = snapshot.index.search(encoded.users, k, seen)
             return [
                 best_of_both(new, _showable(again, snapshot, out), k)

@@ -63,10 +63,7 @@ class ExactIndex:
 
 def best_of_both(found: tuple[Int64, Float32], more: tuple[Int64, Float32], k: int) -> tuple[Int64, Float32]:
     """Return the k best of two lists of rows and scores without a row in common, ordered as `best` orders."""
-    rows = np.concatenate([found[0], more[0]])
-    rounded = np.round(np.concatenate([found[1], more[1]]).astype(np.float64), _DECIMALS)
-    order = np.lexsort((rows, -rounded))[:k]
-    return rows[order], rounded[order].astype(np.float32)
+    return _ordered(np.concatenate([found[0], more[0]]), np.concatenate([found[1], more[1]]), k)
 
 
 def best(scores: Float32, k: int) -> tuple[Int64, Float32]:
@@ -82,6 +79,11 @@ def best(scores: Float32, k: int) -> tuple[Int64, Float32]:
         rows = np.flatnonzero((scores >= border - margin) & np.isfinite(scores))
     else:
         rows = np.flatnonzero(np.isfinite(scores))
-    rounded = np.round(scores[rows].astype(np.float64), _DECIMALS)
+    return _ordered(rows, scores[rows], k)
+
+
+def _ordered(rows: Int64, scores: Float32, k: int) -> tuple[Int64, Float32]:
+    """The first k by rounded score, ties by row."""
+    rounded = np.round(scores.astype(np.float64), _DECIMALS)
     order = np.lexsort((rows, -rounded))[:k]
     return rows[order], rounded[order].astype(np.float32)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 SYNC_STEPS = 8
 _FLOOR = 0.02  # the cosine ends at this share of the peak rate
-
-
 _WARMUP_SHARE = 0.1  # of a round's steps is spent rising at most: short rounds must reach their peak, too
 
 

@@ -209,14 +209,14 @@ def _ranks(
         users, copies = encoded[wanted], None
         if model.repeats is not None:
             copies = model.repeats(encoded, history, batch.times, batch.mask)[wanted]
-    held = batch.items.unsqueeze(1).expand(-1, batch.items.shape[1], -1)[wanted]  # (T, L)
+    rows = wanted.nonzero(as_tuple=True)[0]  # (T,) of the batch
     places = (at + 1)[wanted.numpy()]
     starts = exam.sequences.offsets[:-1][np.broadcast_to(chunks.row[:, None], at.shape)[wanted.numpy()]]
     ranks, stride = [], max(1, _SCORES_AT_ONCE // max(len(exam.table), 1))
     for k in range(0, len(targets), stride):
         scores = model.scores(users[k : k + stride], items).detach()
         if copies is not None:
-            scores = with_repeats(scores, copies[k : k + stride], held[k : k + stride])
+            scores = with_repeats(scores, copies[k : k + stride], batch.items[rows[k : k + stride]])
         excluded = _histories(exam, starts[k : k + stride], places[k : k + stride])
         ranks.append(ranks_of(scores, targets[k : k + stride], excluded))
     return _join(ranks)

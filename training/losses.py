@@ -21,10 +21,8 @@ from training.adversarial import perturb
 from training.config import AdversarialConfig
 from training.data import Batch
 from training.model import SequenceModel
-from training.repeats import Past, only_new, past_of
+from training.repeats import OUT, Past, only_new, past_of
 from training.text_tower import LiveTexts, TextTower, put_live
-
-_OUT = -1e9  # the score of what takes no part; finite, so that a row of nothing else gives no NaN
 
 
 def full_softmax(
@@ -39,7 +37,7 @@ def full_softmax(
     if past is None:
         return torch.logsumexp(scores, dim=1) - own  # one pass less over (T, N) than cross_entropy takes
     every = torch.arange(len(items), device=items.device)
-    scores = scores.masked_fill(past.holds(every), _OUT)
+    scores = scores.masked_fill(past.holds(every), OUT)
     total, own = past.summed(torch.logsumexp(scores, dim=1), own, targets)
     return total - own
 
@@ -72,9 +70,9 @@ def sampled_softmax(
     scores = scores - (log_q + math.log(len(negatives)))
     out = negatives[None, :] == targets[:, None]
     if past is None:
-        return fn.softplus(torch.logsumexp(scores.masked_fill(out, _OUT), dim=1) - own)
-    scores = scores.masked_fill(out | past.holds(negatives), _OUT)
-    new = torch.logaddexp(torch.logsumexp(scores, dim=1), own.masked_fill(past.holds_own(targets), _OUT))
+        return fn.softplus(torch.logsumexp(scores.masked_fill(out, OUT), dim=1) - own)
+    scores = scores.masked_fill(out | past.holds(negatives), OUT)
+    new = torch.logaddexp(torch.logsumexp(scores, dim=1), own.masked_fill(past.holds_own(targets), OUT))
     total, own = past.summed(new, own, targets)
     return total - own
 

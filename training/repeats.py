@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as fn
 
 TIME_BUCKETS = 40
-_FORBIDDEN = -1e9  # finite: a log-sum over forbidden scores alone keeps a gradient without NaN
+OUT = (
+    -1e9
+)  # the score of what takes no part; finite: a log-sum over nothing else keeps a gradient without NaN
 
 
 def time_buckets(elapsed: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ class RepeatHead(nn.Module):
         scores = scores + self.distance_bias(distance.clamp(min=0)).squeeze(-1)
         scores = scores + self.time_bias(elapsed).squeeze(-1)
         nowhere = ~(mask[:, None, :] & (distance >= 0))
-        copies: Tensor = scores.float().masked_fill(nowhere, _FORBIDDEN)
+        copies: Tensor = scores.float().masked_fill(nowhere, OUT)
         return copies
 
 
@@ -120,7 +122,7 @@ class Past:
         if self.copies is None or self.same is None:
             return new, own
         total = torch.logaddexp(new, torch.logsumexp(self.copies, dim=1))
-        copied = torch.logsumexp(self.copies.masked_fill(~self.same, _FORBIDDEN), dim=1)
+        copied = torch.logsumexp(self.copies.masked_fill(~self.same, OUT), dim=1)
         return total, torch.where(self.holds_own(targets), copied, own)
 
 
@@ -151,9 +153,9 @@ def with_repeats(scores: Tensor, copies: Tensor, rows: Tensor) -> Tensor:
         scores: (B, N). copies: (B, L) from `RepeatHead`, one query per row. rows: (B, L) int64, the item at each
             position; any where nothing can be copied.
     """
-    best = torch.full_like(scores, _FORBIDDEN).scatter_reduce_(1, rows, copies, "amax")
+    best = torch.full_like(scores, OUT).scatter_reduce_(1, rows, copies, "amax")
     summed = torch.zeros_like(scores).scatter_add_(1, rows, (copies - best.gather(1, rows)).exp())
-    return torch.where(best > _FORBIDDEN, best + summed.log(), scores)
+    return torch.where(best > OUT, best + summed.log(), scores)
 
 
 def summed_by_item(
@@ -165,6 +167,6 @@ def summed_by_item(
         rows: (n,) items at the positions. scores: (n,) of the positions.
     """
     distinct, place = np.unique(rows, return_inverse=True)
-    best = np.full(len(distinct), _FORBIDDEN)
+    best = np.full(len(distinct), OUT)
     np.maximum.at(best, place, scores)
     return distinct, (best + np.log(np.bincount(place, np.exp(scores - best[place])))).astype(np.float32)

@@ -100,9 +100,8 @@ class Ours:
             return validated(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
 
         trainer = Trainer(settings, texts=corpus.texts)
-        name = hashlib.sha256(
-            f"{settings.model_dump_json()}{corpus.name}{split.protocol}".encode()
-        ).hexdigest()
+        told = f"{settings.model_dump_json()}{corpus.name}{split.protocol}{self._unseen}"
+        name = hashlib.sha256(told.encode() + np.packbits(split.train).tobytes()).hexdigest()
         found = trainer.fit(
             split.training_rows(corpus),
             table,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tests.training.synthetic import window_table
-from training.config import AdversarialConfig, ModelConfig
+from tests.training.test_losses import CONFIG
+from training.config import AdversarialConfig
 from training.data import Batch, cut, from_window, make_batch
 from training.losses import Negatives, Objective, draw_negatives
 from training.model import SequenceModel
@@ -17,19 +18,7 @@ TEXT, SLOTS = torch.randn(ITEMS, 4, generator=torch.Generator().manual_seed(3)),
 
 
 def make(repeats: str, attack: bool = False) -> Objective:
-    config = ModelConfig(
-        dim=16,
-        blocks=1,
-        heads=2,
-        length=6,
-        dropout=0.0,
-        id_dropout=0.0,
-        text_dim=4,
-        id_capacity=ITEMS,
-        num_types=2,
-        scale=5.0,
-        repeats=repeats,  # type: ignore[arg-type]
-    )
+    config = CONFIG.model_copy(update={"id_capacity": ITEMS, "repeats": repeats})
     torch.manual_seed(0)
     model = SequenceModel(config)
     if model.repeats is not None:  # biases must matter for the tests to mean anything
