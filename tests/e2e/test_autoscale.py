@@ -10,7 +10,8 @@ from services.settings import make_settings
 from services.supervisor import Supervisor
 from streaming.kafka import ensure_topics, make_producer
 
-EVENTS, USERS = 12_000, 400
+USERS = 400
+BACKLOG = 6_000  # records, many times the lag that asks for an actor
 TIMEOUT_S = 90
 
 
@@ -38,15 +39,34 @@ def settings(broker, ray_session, tmp_path):
     kill_actors()
 
 
-def produce(settings):
-    producer = make_producer(settings.kafka)
-    for number in range(EVENTS):
-        user = f"u{number % USERS}"
-        event = {"event_id": f"e{number}", "user_id": user, "item_id": f"i{number % 50}", "type": "view"}
-        value = json.dumps(event | {"timestamp": 1_760_000_000_000 + number}).encode()
-        producer.send(settings.streaming.events_topic, value, key=user.encode())
-    producer.flush(timeout=30)
-    producer.close()
+class Feed:
+    """Sends events in numbered order, more whenever the stream has nearly caught up."""
+
+    def __init__(self, settings):
+        self._topic = settings.streaming.events_topic
+        self._producer = make_producer(settings.kafka)
+        self.sent = 0
+
+    def __enter__(self):
+        self.send(BACKLOG)
+        return self
+
+    def __exit__(self, *_):
+        self._producer.close()
+
+    def send(self, count):
+        for number in range(self.sent, self.sent + count):
+            user = f"u{number % USERS}"
+            event = {"event_id": f"e{number}", "user_id": user, "item_id": f"i{number % 50}", "type": "view"}
+            value = json.dumps(event | {"timestamp": 1_760_000_000_000 + number}).encode()
+            self._producer.send(self._topic, value, key=user.encode())
+        self._producer.flush(timeout=30)
+        self.sent += count
+
+    def keep_behind(self, status):
+        """However fast the machine drains it, a backlog stays."""
+        if self.sent - status.get("events", {}).get("applied", 0) < BACKLOG / 2:
+            self.send(BACKLOG)
 
 
 def until(supervisor, reached, what):
@@ -59,23 +79,22 @@ def until(supervisor, reached, what):
 
 def test_lag_brings_actors_and_calm_takes_them_away(settings, monkeypatch):
     monkeypatch.setattr(Supervisor, "_watch_learner", lambda self: None)  # it is about the stream
-    produce(settings)
     supervisor = Supervisor(settings)
     try:
-        grown = until(
-            supervisor, lambda status: status.get("layout", {}).get("shard_actors") == 2, "no actor was added"
-        )
+        with Feed(settings) as feed:
+
+            def two_actors(status):
+                feed.keep_behind(status)
+                return status.get("layout", {}).get("shard_actors") == 2
+
+            grown = until(supervisor, two_actors, "no actor was added")
         assert grown["layout"]["version"] > 0
-        until(
-            supervisor,
-            lambda status: status.get("events", {}).get("applied") == EVENTS,
-            "not all was applied",
-        )
+        until(supervisor, lambda status: status["events"]["applied"] == feed.sent, "not all was applied")
         until(supervisor, lambda status: status["layout"]["shard_actors"] == 1, "no actor was taken away")
         calm = until(
             supervisor, lambda status: status["layout"]["settled"] and status["lag"] == 0, "it did not settle"
         )
-        assert calm["events"]["applied"] == EVENTS
+        assert calm["events"]["applied"] == feed.sent
         assert calm["events"]["duplicates"] == 0
         assert calm["users"] == USERS
     finally:
