@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
@@ -197,6 +198,28 @@ def _truncated(similar: sparse.csr_array, most: int) -> sparse.csr_array:
     return cut
 
 
+def _membership(corpus: Corpus) -> sparse.csr_array:
+    """(N, C): 1 where an item is of a category."""
+    numbers = {name: n for n, name in enumerate(sorted({c for kept in corpus.categories for c in kept}))}
+    pairs = [(item, numbers[c]) for item, kept in enumerate(corpus.categories) for c in kept]
+    items, categories = np.array(pairs, np.int64).reshape(-1, 2).T
+    return sparse.csr_array(
+        (np.ones(len(pairs), np.float32), (items, categories)), shape=(corpus.num_items, len(numbers))
+    )
+
+
+def _mean_over(member: sparse.csr_array, of_categories: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, …): an item's mean over its categories of what is said of them (C, …); 0 without any."""
+    share = np.maximum(np.asarray(member.sum(axis=1)).ravel(), 1)
+    mean: NDArray[np.float32] = ((member @ of_categories).T / share).T.astype(np.float32)
+    return mean
+
+
+def _tie_breaks(count: int) -> NDArray[np.float32]:
+    """Small random numbers: items of the same categories are shown in some order, so a few of them are hits."""
+    return 1e-4 * np.random.default_rng(0).random(count, dtype=np.float32)
+
+
 class CategoryPopular:
     """An item scores as the training events of its categories: what is left where nobody touched the item."""
 
@@ -204,23 +227,38 @@ class CategoryPopular:
 
     def fit(self, corpus: Corpus, split: Split) -> None:
         """See Recommender."""
-        numbers = {name: n for n, name in enumerate(sorted({c for kept in corpus.categories for c in kept}))}
-        pairs = [(item, numbers[c]) for item, kept in enumerate(corpus.categories) for c in kept]
+        member = _membership(corpus)
         counts = np.bincount(corpus.codes[split.train], minlength=corpus.num_items).astype(np.float32)
-        scores = np.zeros(corpus.num_items, np.float32)
-        if pairs:
-            where = np.array(pairs).T
-            member = sparse.csr_array(
-                (np.ones(len(pairs), np.float32), (where[0], where[1])),
-                shape=(corpus.num_items, len(numbers)),
-            )
-            share = np.maximum(np.asarray(member.sum(axis=1)).ravel(), 1)
-            scores = (member @ (member.T @ counts)) / share
-        self._scores = torch.from_numpy(scores.astype(np.float32))
+        scores = _mean_over(member, member.T @ counts)
+        scores /= max(scores.max(), 1)
+        self._scores = torch.from_numpy(scores + _tie_breaks(corpus.num_items))
 
     def scores(self, queries: Int64) -> Tensor:
         """See Recommender."""
         return self._scores.expand(len(queries), -1)
+
+
+class UserCategories(Tuned):
+    """An item scores as its categories do in the user's own history: what a shop without a model would show."""
+
+    name = "user-categories"
+
+    def fit(self, corpus: Corpus, split: Split) -> None:
+        """See Recommender."""
+        self._member, self._history = _membership(corpus), History(corpus)
+        self._ties = _tie_breaks(corpus.num_items)
+
+        def put(decay: float) -> None:
+            self._decay = decay
+
+        self.settings = {"decay": chosen_on_validation(self, corpus, split, (1.0, 0.99, 0.95, 0.8), put)}
+
+    def scores(self, queries: Int64) -> Tensor:
+        """See Recommender."""
+        history = self._history.weighted(queries, self._decay)
+        tastes = (history @ self._member).toarray()
+        tastes /= np.maximum(tastes.sum(axis=1, keepdims=True), 1e-9)
+        return torch.from_numpy(_mean_over(self._member, tastes.T).T + self._ties)
 
 
 class Random:

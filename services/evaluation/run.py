@@ -37,6 +37,7 @@ MODELS = (
     "recent-popular",
     "popular",
     "category-popular",
+    "user-categories",
     "random",
 )
 _PACKAGES = ("headrace", "torch", "transformers", "deepspeed", "numpy", "scipy", "pyarrow")
@@ -185,6 +186,7 @@ def _make(name: str, request: Request, tell: Callable[[str], None]) -> Recommend
         "recent-popular": lambda: baselines.RecentPopular(unseen=request.unseen),
         "popular": baselines.Popular,
         "category-popular": baselines.CategoryPopular,
+        "user-categories": lambda: baselines.UserCategories(unseen=request.unseen),
         "random": baselines.Random,
     }
     return plain[name]()

@@ -15,7 +15,15 @@ from statistics import mean
 from typing import Any
 
 FOLDER, PAGE = Path("docs/results/quality"), Path("docs/results.md")
-BASELINES = ("sasrec", "item-knn", "user-popular", "recent-popular", "popular", "category-popular")
+BASELINES = (
+    "sasrec",
+    "item-knn",
+    "user-popular",
+    "recent-popular",
+    "popular",
+    "category-popular",
+    "user-categories",
+)
 
 # HR@10 and NDCG@10 on MovieLens-1M, last item of each user, full ranking without the history, as published.
 PUBLISHED = (

@@ -75,9 +75,23 @@ def test_categories_stand_in_for_events(corpus, split):
     by_category = baselines.CategoryPopular()
     by_category.fit(corpus, split)
     scores = by_category.scores(split.test[:1])[0].numpy()
-    even = corpus.codes[split.train] % 2 == 0
-    assert scores[0] == pytest.approx(even.sum())
-    assert scores[10] == 0  # no category
+    even = (corpus.codes[split.train] % 2 == 0).sum()
+    odd = split.train.sum() - even
+    assert scores[0] / scores[1] == pytest.approx(even / odd, rel=1e-3)
+    assert scores[10] < 1e-3  # no category
+    assert len(set(scores)) == len(scores)  # ties are broken, or none of them could be a hit
+
+
+def test_the_categories_of_a_user_come_first(corpus, split):
+    own = baselines.UserCategories(unseen=False)
+    own.fit(corpus, split)
+    scores = own.scores(split.test)
+    of_category = scores[:, :10].numpy().reshape(len(split.test), 5, 2).mean(axis=1)  # even, odd
+    query, at = corpus.histories(split.test)
+    weights = own.settings["decay"] ** (split.test[query] - 1 - at)
+    even = corpus.codes[at] % 2 == 0
+    share = np.bincount(query[even], weights[even]) / np.bincount(query, weights)
+    np.testing.assert_allclose(of_category, np.stack([share, 1 - share], axis=1), atol=1e-3)
 
 
 def test_sasrec_learns_what_follows_what(corpus, split):
