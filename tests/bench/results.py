@@ -97,7 +97,34 @@ def quality(runs: Sequence[Run]) -> list[str]:
     lines = ["New items, the history is taken out:", "", *compared(averaged(runs, "unseen"))]
     if any("copied" in name for run in runs for name in run.models()):
         lines += ["Every event, repeats count:", "", *compared(averaged(runs, "all"))]
+    image = history_image(runs)
+    if image.is_file():
+        lines += [f"![quality against known events]({image.relative_to(PAGE.parent)})", ""]
     return lines
+
+
+def by_history(runs: Sequence[Run], image: Path) -> None:
+    """Draw quality against the number of known events, means over the seeds, new items alone."""
+    from services.evaluation.report import plot
+
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for run in runs:
+        for name, figures in run.models("unseen").items():
+            found.setdefault(name, []).append(figures["by_history"])
+    models = {
+        name: {"unseen": {"by_history": [_mean_step(steps) for steps in zip(*seeds, strict=True)]}}
+        for name, seeds in found.items()
+    }
+    plot({**runs[0].report, "filter": "unseen", "models": models}, image)
+
+
+def _mean_step(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"from": steps[0]["from"], "ndcg@10": mean(step["ndcg@10"] for step in steps)}
+
+
+def history_image(runs: Sequence[Run]) -> Path:
+    """Where that drawing stands."""
+    return runs[0].file.with_name(f"{runs[0].report['dataset']}-history.png")
 
 
 def compared(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -240,6 +267,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     chosen = parser.parse_args()
     chosen.page.write_text(page(chosen.folder))
+    for runs in together(runs_of(chosen.folder / "temporal")).values():
+        by_history(runs, history_image(runs))
     print(f"written: {chosen.page}")
 
 
