@@ -185,10 +185,6 @@ class TrainingSettings(Section):
     )
     replay_windows: int = Field(50, ge=0, description="older windows that replayed sequences are drawn from")
     replay_ratio: float = Field(1.0, ge=0, le=100, description="replayed sequences per new one")
-    replay_context: bool = Field(
-        False,
-        description="learn again from the events that stand before the new ones of a user, as far as they are read",
-    )
     full_softmax_items: int = Field(2_000, ge=0, description="catalogues above this use the sampled softmax")
     negatives: int = Field(1024, ge=1, description="negatives per step of the sampled softmax")
 

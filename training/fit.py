@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,18 +63,7 @@ class Pool:
         old = np.flatnonzero(chunks.row >= self.new_rows)
         wanted = min(len(old), round(settings.replay_ratio * len(new)))
         picked = np.concatenate([new, rng.choice(old, wanted, replace=False)]) if wanted else new
-        if settings.replay_context:
-            chunks = _with_context(chunks, new, self.sequences)
         return chunks.take(rng.permutation(picked))
-
-
-def _with_context(chunks: Chunks, new: NDArray[np.int64], sequences: Sequences) -> Chunks:
-    """The new chunks that begin a row's targets have the events before those as targets, too: they are read anyway."""
-    row = chunks.row[new]
-    begins = chunks.first_target[new] == sequences.offsets[:-1][row] + np.maximum(sequences.target_from[row], 1)
-    first_target = chunks.first_target.copy()
-    first_target[new[begins]] = chunks.start[new[begins]] + 1
-    return replace(chunks, first_target=first_target)
 
 
 def make_pool(new: Sequences, old: Sequences | None, table: ItemTable) -> Pool:

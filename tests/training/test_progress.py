@@ -71,21 +71,6 @@ def test_replay_adds_a_sample_of_older_rows() -> None:
     assert (chunks.row >= 3).sum() == 6
 
 
-def test_what_stands_before_the_new_events_can_be_learned_again() -> None:
-    rows = [{"items": list(range(1, 11)), "target_from": 8}, {"items": [1, 2, 3]}]
-    new, old = from_window(window_table(rows)), from_window(window_table([{"items": [4, 5], "target_from": 1}]))
-    table = build_table(ItemSlots(16), new.items[:0], [], np.zeros((0, 0), np.float32), new.items, 4)
-
-    def targets(**changes: object) -> int:
-        chosen = settings(replay_ratio=1.0, **changes)
-        pool = make_pool(new, old, table)
-        chunks = pool.epoch(chosen, np.random.default_rng(0), shift=False)
-        return int((local_batch(pool, chunks, 0, 1).targets >= 0).sum())
-
-    assert targets() == 2 + 2 + 1
-    assert targets(replay_context=True) == 8 + 2 + 1  # a chunk reads eight
-
-
 def test_learning_rate_warms_up_and_comes_down() -> None:
     rates = [learning_rate(1.0, step, 10, 100, step / 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.1, rel=0.01)
