@@ -17,27 +17,138 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from services.evaluation.corpus import Bools, Corpus, Int64, Split, rows_of, sample
 from services.evaluation.ours import SequenceScorer, fitted_settings, make_table, text_vectors
 from services.evaluation.ranking import Answers, ask, figures, validated
 from training.config import TrainingSettings
-from training.data import Sequences
+from training.data import Sequences, concat
 from training.items import ItemTable
 from training.metrics import hit_rate, ndcg
 from training.model import SequenceModel
 from training.offline import Fitted, Trainer
 
 FIRST = 0.6  # of the stream is learned before anything is asked
+_VALIDATION = 0.05  # of what is known, the newest, where epochs are chosen
 _VALIDATED_ON = 3000
 _ASKED_PER_WINDOW = 2000
+
+
+class StreamLearner:
+    """Learns from a corpus as the live learner does: a first model, then window after window.
+
+    Moments of the stream are numbers of events, in order of arrival.
+
+    Args:
+        settings: of training; `initial_epochs`, `epochs_per_window`, `window_lr` and `replay_ratio` matter here.
+        cache: folder for text vectors. unseen: what validations ask for. tell: told of progress.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        settings: TrainingSettings,
+        cache: Path,
+        *,
+        unseen: bool = True,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.corpus, self._unseen = corpus, unseen
+        self._tell = tell or (lambda _: None)
+        self._text = text_vectors(corpus.texts, settings.text_encoder, cache)
+        self.settings = fitted_settings(settings, corpus, self._text.shape[1])
+
+    def scorer(self, weights: dict[str, Tensor], table: ItemTable) -> SequenceScorer:
+        """The model of these weights as it would answer."""
+        model = SequenceModel(self.settings.model)
+        model.load_state_dict(weights)
+        return SequenceScorer(self.corpus, model, table)
+
+    def revealed(self, upto: int) -> Bools:
+        """(E,) events that arrived before a moment."""
+        revealed: Bools = self.corpus.arrival < upto
+        return revealed
+
+    def table(self, upto: int) -> ItemTable:
+        """All items; those that nobody had before a moment live by their text."""
+        return make_table(self.corpus, self._text, self.revealed(upto))
+
+    def trainer(self, weights: dict[str, Tensor] | None = None) -> Trainer:
+        """A training engine, at its start or at these weights."""
+        return Trainer(self.settings, weights, texts=self.corpus.texts)
+
+    def first(self, upto: int) -> tuple[Fitted, Trainer]:
+        """A model from all that came before: its epochs are chosen on the newest part, then it learns from all."""
+        chosen = self._from_scratch(upto, self.settings.initial_epochs, validate=True)[0]
+        fitted, trainer = self._from_scratch(upto, chosen.epoch, validate=False)
+        fitted.epoch, fitted.best = chosen.epoch, chosen.best
+        return fitted, trainer
+
+    def retrained(self, upto: int, epochs: int) -> Fitted:
+        """A new model from all that came before, in so many passes."""
+        return self._from_scratch(upto, epochs, validate=False)[0]
+
+    def _from_scratch(self, upto: int, epochs: int, *, validate: bool) -> tuple[Fitted, Trainer]:
+        corpus = self.corpus
+        known = round((1 - _VALIDATION) * upto) if validate else upto
+        judge: Callable[[SequenceModel, ItemTable], float] | None = None
+        if validate:
+            asked = self.revealed(upto) & ~self.revealed(known) & corpus.has_history
+            queries = sample(np.flatnonzero(asked), _VALIDATED_ON, 0)
+
+            def judge(model: SequenceModel, table: ItemTable) -> float:
+                return validated(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
+
+        trainer = self.trainer()
+        fitted = trainer.fit(
+            rows_of(corpus, self.revealed(known)),
+            self.table(known),
+            epochs=epochs,
+            lr=self.settings.lr,
+            validate=judge,
+            tell=self._tell if validate else None,
+        )
+        return fitted, trainer
+
+    def go_on(
+        self, trainer: Trainer, low: int, high: int, number: int, more: Sequences | None = None
+    ) -> Fitted:
+        """Fine-tune on the window between two moments as the learner does.
+
+        Args:
+            number: of the window, from 0. more: further rows in it (items by code + 1), of users outside the corpus.
+        """
+        began = time.monotonic()
+        known = np.bincount(self.corpus.codes[self.revealed(low)], minlength=self.corpus.num_items) > 0
+        trainer.forget_ids(np.flatnonzero(~known))  # text alone until it learns
+        new = self._window_rows(low, high)
+        fitted = trainer.fit(
+            new if more is None else concat([new, more]),
+            self.table(high),
+            epochs=self.settings.epochs_per_window,
+            lr=self.settings.window_lr,
+            old=rows_of(self.corpus, self.revealed(low)),
+            number=number + 2,
+        )
+        self._tell(f"  learned window {number + 1} in {fitted.steps} steps, {time.monotonic() - began:.0f} s")
+        return fitted
+
+    def _window_rows(self, low: int, high: int) -> Sequences:
+        """Users of a window: what they did before it as context, then what is new."""
+        corpus = self.corpus
+        inside = (corpus.arrival >= low) & (corpus.arrival < high)
+        users = np.bincount(corpus.rows[inside], minlength=len(corpus.sequences)) > 0
+        chosen = (corpus.arrival < high) & users[corpus.rows]
+        before = np.bincount(corpus.rows[chosen & ~inside], minlength=len(corpus.sequences))
+        return rows_of(corpus, chosen, np.maximum(before, 1)).take(np.flatnonzero(users))
 
 
 class Prequential:
     """Runs the three ways over the windows of a corpus.
 
     Args:
-        settings: of training; `initial_epochs`, `epochs_per_window`, `window_lr` and `replay_ratio` matter here.
+        settings: of training, see `StreamLearner`.
         windows: how many the rest of the stream is cut into, of equal numbers of events.
         retrain_every: windows between trainings from scratch.
         unseen: ask for new items only.
@@ -56,18 +167,18 @@ class Prequential:
     ) -> None:
         self._corpus, self._retrain_every, self._unseen = corpus, retrain_every, unseen
         self._tell = tell or (lambda _: None)
-        self._text = text_vectors(corpus.texts, settings.text_encoder, cache)
-        self._settings = fitted_settings(settings, corpus, self._text.shape[1])
+        self._learner = StreamLearner(corpus, settings, cache, unseen=unseen, tell=tell)
         start = round(FIRST * len(corpus))
         self._cuts = np.linspace(start, len(corpus), windows + 1).round().astype(np.int64)
 
     def run(self) -> dict[str, Any]:
         """All windows; returns figures per way and window, and the compute of each."""
-        first, trainer = self._first()
+        learner = self._learner
+        first, trainer = learner.first(int(self._cuts[0]))
         epochs, lasting = first.epoch, {"first": round(first.seconds, 1)}
         self._tell(f"first model: {epochs} epochs, validation {first.best:.4f}, {first.seconds:.0f} s")
         models: dict[str, SequenceScorer] = {
-            way: self._scorer(first) for way in ("static", "retrained", "continuous")
+            way: learner.scorer(first.weights, first.table) for way in ("static", "retrained", "continuous")
         }
         seconds = dict.fromkeys(models, 0.0)
         curve: list[dict[str, Any]] = []
@@ -86,13 +197,13 @@ class Prequential:
             )
             if number + 2 == len(self._cuts):
                 break
-            learned = self._go_on(trainer, low, high, number)
+            learned = learner.go_on(trainer, low, high, number)
             seconds["continuous"] += learned.seconds
-            models["continuous"] = self._scorer(learned)
+            models["continuous"] = learner.scorer(learned.weights, learned.table)
             if (number + 1) % self._retrain_every == 0:
-                again = self._train(high, epochs, validate=False)
+                again = learner.retrained(high, epochs)
                 seconds["retrained"] += again.seconds
-                models["retrained"] = self._scorer(again)
+                models["retrained"] = learner.scorer(again.weights, again.table)
         whole = {way: self._summary(parts) for way, parts in answers.items()}
         for way in models:
             whole[way]["train_seconds_after_first"] = round(seconds[way], 1)
@@ -118,76 +229,3 @@ class Prequential:
         if self._unseen:
             wanted &= ~self._corpus.repeats()
         return sample(np.flatnonzero(wanted), _ASKED_PER_WINDOW, int(low))
-
-    def _scorer(self, fitted: Fitted) -> SequenceScorer:
-        model = SequenceModel(self._settings.model)
-        model.load_state_dict(fitted.weights)
-        return SequenceScorer(self._corpus, model, fitted.table)
-
-    def _revealed(self, upto: int) -> Bools:
-        revealed: Bools = self._corpus.arrival < upto
-        return revealed
-
-    def _first(self) -> tuple[Fitted, Trainer]:
-        """The model before the first window: its epochs are chosen on the newest part, then it learns from all."""
-        chosen = self._train(int(self._cuts[0]), self._settings.initial_epochs, validate=True)
-        trainer = Trainer(self._settings, texts=self._corpus.texts)
-        table = make_table(self._corpus, self._text, self._revealed(int(self._cuts[0])))
-        first = trainer.fit(
-            rows_of(self._corpus, self._revealed(int(self._cuts[0]))),
-            table,
-            epochs=chosen.epoch,
-            lr=self._settings.lr,
-        )
-        first.epoch, first.best = chosen.epoch, chosen.best
-        return first, trainer
-
-    def _train(self, upto: int, epochs: int, *, validate: bool) -> Fitted:
-        corpus = self._corpus
-        revealed = self._revealed(upto)
-        train = self._revealed(round(0.95 * upto)) if validate else revealed
-        table = make_table(corpus, self._text, train)
-        judge: Callable[[SequenceModel, ItemTable], float] | None = None
-        if validate:
-            queries = sample(np.flatnonzero(revealed & ~train & corpus.has_history), _VALIDATED_ON, 0)
-
-            def judge(model: SequenceModel, table: ItemTable) -> float:
-                return validated(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
-
-        trainer = Trainer(self._settings, texts=corpus.texts)
-        return trainer.fit(
-            rows_of(corpus, train),
-            table,
-            epochs=epochs,
-            lr=self._settings.lr,
-            validate=judge,
-            tell=self._tell,
-        )
-
-    def _go_on(self, trainer: Trainer, low: int, high: int, number: int) -> Fitted:
-        """Fine-tune on a window as the learner does."""
-        began = time.monotonic()
-        corpus = self._corpus
-        known = np.bincount(corpus.codes[self._revealed(low)], minlength=corpus.num_items) > 0
-        trainer.forget_ids(np.flatnonzero(~known))  # text alone until it learns
-        new = self._window_rows(low, high)
-        old = rows_of(corpus, self._revealed(low))
-        fitted = trainer.fit(
-            new,
-            make_table(corpus, self._text, self._revealed(high)),
-            epochs=self._settings.epochs_per_window,
-            lr=self._settings.window_lr,
-            old=old,
-            number=number + 2,
-        )
-        self._tell(f"  learned window {number + 1} in {fitted.steps} steps, {time.monotonic() - began:.0f} s")
-        return fitted
-
-    def _window_rows(self, low: int, high: int) -> Sequences:
-        """Users of a window: what they did before it as context, then what is new."""
-        corpus = self._corpus
-        inside = (corpus.arrival >= low) & (corpus.arrival < high)
-        users = np.bincount(corpus.rows[inside], minlength=len(corpus.sequences)) > 0
-        chosen = (corpus.arrival < high) & users[corpus.rows]
-        before = np.bincount(corpus.rows[chosen & ~inside], minlength=len(corpus.sequences))
-        return rows_of(corpus, chosen, np.maximum(before, 1)).take(np.flatnonzero(users))

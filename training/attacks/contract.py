@@ -28,7 +28,7 @@ class View:
 
     Attributes:
         sequences: honest users, one row each, in time order. codes: (E,) int64 item of each event, below N.
-        hashes: (N,) uint64 of the items. categories: (M, 2) int64 pairs of an item and a category it is of; M may be 0.
+        hashes: (N,) uint64 of the items. categories: (M, 2) int64 pairs of an item and one of its categories.
     """
 
     sequences: Sequences
