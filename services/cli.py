@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from services.commands import SettingsOption, fail
+from services.commands.attack import app as attack_app
 from services.commands.dlq import app as dlq_app
 from services.commands.evaluate import evaluate
 from services.commands.inspect import inspect
@@ -27,6 +28,7 @@ app = typer.Typer(
     "Then `headrace config --example > headrace.toml` and `headrace up` for your own Kafka.",
 )
 
+app.add_typer(attack_app, name="attack")
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(snapshots, name="snapshots")
 app.command()(evaluate)

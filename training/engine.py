@@ -8,6 +8,7 @@ inference and no collective of training, and building it would cost a C++ compil
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shutil
@@ -27,6 +28,7 @@ from training.model import SequenceModel
 from training.text_tower import TextTower
 
 log = logging.getLogger("headrace.training")
+_M_TRIM_THRESHOLD, _KEPT_BYTES = -1, 1 << 30  # glibc's malloc.h; freed bytes kept at most
 _RATE = "lr_over_models"  # key of a parameter group: its learning rate over the recommender's
 
 
@@ -71,6 +73,7 @@ def prepare(device: torch.device) -> None:
     import deepspeed.ops
 
     if device.type == "cpu":
+        _keep_freed_memory()
         if not has_compiler():
             log.warning(
                 "no C++ compiler found: workers talk over gloo alone (training needs no more than that)"
@@ -79,6 +82,14 @@ def prepare(device: torch.device) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one, instead of giving it back and faulting it in again."""
+    try:
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    except (AttributeError, OSError):  # another C library
+        log.debug("malloc cannot be told to keep memory")
 
 
 def engine_config(settings: TrainingSettings, workers: int) -> dict[str, Any]:

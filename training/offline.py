@@ -44,7 +44,7 @@ class Fitted:
     Attributes:
         weights: of the best epoch. table: the items, with the vectors of its text encoder.
         best: its validation figure. epoch: which it was, from 1. curve: (epoch, figure).
-        seconds: spent in steps. steps: taken.
+        seconds: of CPU time spent in steps, over all threads. steps: taken.
     """
 
     weights: dict[str, Tensor]
@@ -131,7 +131,7 @@ class Trainer:
         stepper = Stepper(self, pool, table, number, self._texts)  # type: ignore[arg-type]
         epoch_of = batches(pool, self.settings, number, epochs)
         for epoch in range(epochs):
-            began = time.monotonic()
+            began = time.process_time()
             for place in range(per_epoch):
                 chunks = next(epoch_of, None)
                 if chunks is None:
@@ -144,7 +144,7 @@ class Trainer:
                     found.steps += 1
             if epoch < first:
                 continue
-            found.seconds += time.monotonic() - began
+            found.seconds += time.process_time() - began
             if validate is not None and (epoch + 1) % every == 0:
                 table = self._encoded(table)
                 self._judge(epoch + 1, table, validate, found, stepper, tell)

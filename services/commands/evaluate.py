@@ -4,12 +4,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from services.commands import SettingsOption, fail, load
+from services.commands.changes import changed, parsed
 
 
 def evaluate(
@@ -76,8 +77,8 @@ def evaluate(
     unknown = [name for name in names if name not in MODELS]
     if unknown:
         fail(f"--models: expected some of {', '.join(MODELS)}; got {', '.join(unknown)}")
-    changes = _changes(change or [])
-    training = _changed(load(settings).training, changes.pop("training", {}))
+    changes = parsed(change or [])
+    training = changed(load(settings).training, changes.pop("training", {}))
     sasrec = changes.pop("sasrec", {})
     if changes:
         fail(f"--set: names begin with training. or sasrec.; got {', '.join(changes)}")
@@ -110,37 +111,3 @@ def evaluate(
     if plot is not None:
         draw(report, plot)
         console.print(f"drawn: {plot}")
-
-
-def _changes(pairs: list[str]) -> dict[str, Any]:
-    """`a.b=1` pairs as nested dictionaries."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign:
-            fail(f"--set: expected NAME=VALUE, got {pair!r}")
-        *parents, leaf = name.split(".")
-        node = found
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        try:
-            node[leaf] = json.loads(value)
-        except ValueError:
-            node[leaf] = value
-    return found
-
-
-def _changed(section: Any, changes: dict[str, Any]) -> Any:
-    """Settings with some changed, checked anew."""
-    from pydantic import ValidationError
-
-    def merge(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-        both = {
-            key: merge(base[key], value) if isinstance(value, dict) else value for key, value in more.items()
-        }
-        return base | both
-
-    try:
-        return type(section).model_validate(merge(section.model_dump(), changes))
-    except (ValidationError, KeyError) as error:
-        fail(f"--set: {error}")

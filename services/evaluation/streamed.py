@@ -6,7 +6,7 @@ static      stays as it is.
 retrained   is trained from scratch on all that was revealed, at every fifth window.
 continuous  is fine-tuned on each window as it is revealed, with replayed older sequences, as the learner does.
 
-Compute is seconds spent in optimiser steps after the first training; asking is not counted.
+Compute is CPU time spent in optimiser steps after the first training; asking is not counted.
 """
 
 from __future__ import annotations
