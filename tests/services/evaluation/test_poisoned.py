@@ -102,7 +102,12 @@ def test_an_attack_from_the_command_line(folder):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--kind", "magic"], "bandwagon"), (["--size", "many"], "1%"), (["--set", "serving.k=1"], "training.")],
+    [
+        (["--kind", "magic"], "bandwagon"),
+        (["--size", "many"], "1%"),
+        (["--set", "serving.k=1"], "training."),
+        (["--set", "training.finetune=full"], "training.finetune"),
+    ],
 )
 def test_wrong_arguments_are_named(folder, arguments, named):
     assert named in run(folder, *arguments, code=2)
