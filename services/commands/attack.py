@@ -74,7 +74,9 @@ def run(
     if changes:
         fail(f"--set: names begin with training.; got {', '.join(changes)}")
     if training.finetune != "frozen":
-        fail(f"training.finetune: expected 'frozen', as attacks are on what users do; got {training.finetune!r}")
+        fail(
+            f"training.finetune: expected 'frozen', as attacks are on what users do; got {training.finetune!r}"
+        )
     if threads:
         torch.set_num_threads(threads)
     scenario = Scenario(kind=kind, size=_share(size), targets=targets, popular=popular, seed=seed)
