@@ -97,10 +97,9 @@ def run(
         figures = [report[name][key] for key in ("hr@10", "hr@50", "exposure@10", "ndcg@10")]
         table.add_row(told, *(f"{figure:.4f}" for figure in figures))
     console.print(table)
-    lift = "not shown at all before" if report["lift"] is None else f"{report['lift']:.1f} times as often"
-    console.print(
-        f"Targets are shown {lift}; lists have {report['overlap@10']:.0%} of their items in common."
-    )
+    lift = report["lift"]
+    told = "were not shown at all without it" if lift is None else f"are shown {lift:.1f} times as often"
+    console.print(f"The targets {told}; lists have {report['overlap@10']:.0%} of their items in common.")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")

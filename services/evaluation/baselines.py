@@ -200,12 +200,9 @@ def _truncated(similar: sparse.csr_array, most: int) -> sparse.csr_array:
 
 def _membership(corpus: Corpus) -> sparse.csr_array:
     """(N, C): 1 where an item is of a category."""
-    numbers = {name: n for n, name in enumerate(sorted({c for kept in corpus.categories for c in kept}))}
-    pairs = [(item, numbers[c]) for item, kept in enumerate(corpus.categories) for c in kept]
-    items, categories = np.array(pairs, np.int64).reshape(-1, 2).T
-    return sparse.csr_array(
-        (np.ones(len(pairs), np.float32), (items, categories)), shape=(corpus.num_items, len(numbers))
-    )
+    items, categories = corpus.category_pairs.T
+    shape = (corpus.num_items, int(categories.max(initial=-1)) + 1)
+    return sparse.csr_array((np.ones(len(items), np.float32), (items, categories)), shape=shape)
 
 
 def _mean_over(member: sparse.csr_array, of_categories: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ prequential see `services.evaluation.streamed`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow.compute as pc
@@ -55,6 +56,13 @@ class Corpus:
     def num_items(self) -> int:
         """N."""
         return len(self.item_ids)
+
+    @cached_property
+    def category_pairs(self) -> Int64:
+        """(M, 2): an item and the number of a category it is of, categories by name."""
+        named = [(item, name) for item, kept in enumerate(self.categories) for name in kept]
+        numbers = {name: number for number, name in enumerate(sorted({name for _, name in named}))}
+        return np.array([(item, numbers[name]) for item, name in named], np.int64).reshape(-1, 2)
 
     @property
     def starts(self) -> Int64:

@@ -145,11 +145,8 @@ def _fakes(
     corpus: Corpus, targets: Int64, scenario: Scenario, low: int, high: int, rng: np.random.Generator
 ) -> Sequences:
     known = corpus.arrival < low
-    pairs = [(item, name) for item, kept in enumerate(corpus.categories) for name in kept]
-    numbers = {name: number for number, name in enumerate(sorted({name for _, name in pairs}))}
-    categories = np.array([(item, numbers[name]) for item, name in pairs], np.int64).reshape(-1, 2)
     hashes = np.arange(1, corpus.num_items + 1, dtype=np.uint64)
-    view = View(rows_of(corpus, known), corpus.codes[known], hashes, categories)
+    view = View(rows_of(corpus, known), corpus.codes[known], hashes, corpus.category_pairs)
     times = corpus.sequences.times[np.argsort(corpus.arrival)]
     users = max(1, round(scenario.size * len(view.lengths)))
     budget = Budget(users, int(times[low]), max(int(times[high - 1]), int(times[low]) + 1))

@@ -14,16 +14,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from services.evaluation.run import MODELS
+
 FOLDER, PAGE = Path("docs/results/quality"), Path("docs/results.md")
-BASELINES = (
-    "sasrec",
-    "item-knn",
-    "user-popular",
-    "recent-popular",
-    "popular",
-    "category-popular",
-    "user-categories",
-)
+BASELINES = tuple(name for name in MODELS if name not in ("ours", "random"))
 
 # HR@10 and NDCG@10 on MovieLens-1M, last item of each user, full ranking without the history, as published.
 PUBLISHED = (

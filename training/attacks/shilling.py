@@ -21,6 +21,17 @@ _SELECTED_SHARE = 0.5  # of the company that targets get, where an attack select
 _POPULAR = 20  # most popular items that a bandwagon jumps on
 
 
+_LAM = "Lam and Riedl, Shilling recommender systems for fun and profit, WWW 2004"
+_BURKE = "Burke, Mobasher, Zabicki and Bhaumik, Identifying attack models for secure recommendation, 2005"
+_MOBASHER = "Mobasher, Burke, Bhaumik and Williams, Toward trustworthy recommender systems, TOIT 2007"
+
+
+def _or_popular(weights: NDArray[np.float64], targets: Int64, view: View) -> NDArray[np.float64]:
+    """Weights (N,) without the targets; popularity where nothing is left."""
+    weights[targets] = 0
+    return weights if weights.any() else view.counts
+
+
 class Shilling:
     """What the shilling attacks share; each says which items it selects and how it weighs fillers.
 
@@ -80,14 +91,14 @@ class RandomAttack(Shilling):
     """Fillers at random: needs to know nothing but the catalogue."""
 
     name = "random"
-    reference = "Lam and Riedl, Shilling recommender systems for fun and profit, WWW 2004"
+    reference = _LAM
 
 
 class AverageAttack(Shilling):
     """Fillers as often as honest users have them: what an item's mean rating is among ratings, its share is here."""
 
     name = "average"
-    reference = "Lam and Riedl, Shilling recommender systems for fun and profit, WWW 2004"
+    reference = _LAM
 
     def _weights(self, view: View, targets: Int64) -> NDArray[np.float64]:
         return view.counts
@@ -97,9 +108,7 @@ class BandwagonAttack(Shilling):
     """The most popular items beside the targets, the rest at random: public knowledge ties them to many users."""
 
     name = "bandwagon"
-    reference = (
-        "Burke, Mobasher, Zabicki and Bhaumik, Identifying attack models for secure recommendation, 2005"
-    )
+    reference = _BURKE
 
     def _selected(self, view: View, targets: Int64) -> Int64:
         popular: Int64 = np.argsort(-view.counts, kind="stable")[:_POPULAR]
@@ -110,37 +119,32 @@ class SegmentAttack(Shilling):
     """What the intended audience likes beside the targets: items of their categories, else what their users had."""
 
     name = "segment"
-    reference = (
-        "Burke, Mobasher, Zabicki and Bhaumik, Identifying attack models for secure recommendation, 2005"
-    )
+    reference = _BURKE
 
     def _weights(self, view: View, targets: Int64) -> NDArray[np.float64]:
         weights = view.alike(targets) * view.counts
         if not weights.any():
             weights = view.beside(targets)
-        weights[targets] = 0
-        return weights if weights.any() else view.counts
+        return _or_popular(weights, targets, view)
 
 
 class LoveHateAttack(Shilling):
     """Against the targets: fake users like what their audience likes, and never them."""
 
     name = "love-hate"
-    reference = "Mobasher, Burke, Bhaumik and Williams, Toward trustworthy recommender systems, TOIT 2007"
+    reference = _MOBASHER
     promotes = False
     with_targets = False
 
     def _weights(self, view: View, targets: Int64) -> NDArray[np.float64]:
-        weights = view.beside(targets)
-        weights[targets] = 0
-        return weights if weights.any() else view.counts
+        return _or_popular(view.beside(targets), targets, view)
 
 
 class ReverseBandwagonAttack(Shilling):
     """Against the targets: they stand beside what nobody wants."""
 
     name = "reverse-bandwagon"
-    reference = "Mobasher, Burke, Bhaumik and Williams, Toward trustworthy recommender systems, TOIT 2007"
+    reference = _MOBASHER
     promotes = False
 
     def _weights(self, view: View, targets: Int64) -> NDArray[np.float64]:
