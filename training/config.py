@@ -54,12 +54,60 @@ class AdversarialConfig(Section):
     """Adversarial fine-tuning on item representations: (1 - share)·L(x) + share·L(x + δ)."""
 
     enabled: bool = Field(True, description="train on perturbed histories too")
+    method: Literal["pgd", "freelb"] = Field(
+        "pgd", description="where the perturbed loss is taken: at the end of the ascent, or at each of its steps"
+    )
     epsilon: float = Field(0.1, ge=0, le=10, description="radius of δ as a share of a representation's norm")
+    sizes: Literal["same", "vulnerable"] = Field(
+        "same", description="the radius of each user: the same, or larger where the user's loss is small"
+    )
     steps: int = Field(
         1, ge=1, le=20, description="1 = FGM, more = PGD (each step costs a forward and a backward)"
     )
     share: float = Field(0.5, ge=0, le=1, description="weight of the perturbed loss")
+    batch_share: float = Field(1.0, gt=0, le=1, description="share of a batch's histories that are perturbed")
     start_step: int = Field(600, ge=0, description="optimiser steps trained clean before it begins")
+    ramp_steps: int = Field(0, ge=0, description="steps over which the radius then grows to its full size")
+
+    def strength(self, step: int) -> float:
+        """Share of the full radius at an optimiser step; 0 = not perturbed."""
+        if not self.enabled or self.share == 0 or step < self.start_step:
+            return 0.0
+        return min(1.0, (step - self.start_step + 1) / max(self.ramp_steps, 1))
+
+
+class TrustConfig(Section):
+    """Who is learned from: a detector of fake users, trained on simulated attacks."""
+
+    enabled: bool = Field(True, description="score every user's new events as windows close")
+    doubted: float = Field(
+        0.02, ge=0, lt=1, description="share of honest users that may count for less than fully"
+    )
+    quarantined: float = Field(
+        0.002, ge=0, lt=1, description="share of honest users that may be kept out by mistake"
+    )
+    simulations: int = Field(4, ge=1, le=100, description="simulated attacks of each kind per window")
+    windows: int = Field(16, ge=3, description="newest trained windows that the detector learns from")
+
+
+class InfluenceConfig(Section):
+    """How much one user, one item or one sequence may weigh in what is learned from a window."""
+
+    enabled: bool = Field(False, description="cap the influence of users and items")
+    user_events: float = Field(
+        3.0, gt=0, description="a user weighs at most so many times the window's 90th percentile of events"
+    )
+    item_growth: float = Field(
+        4.0, gt=0, description="an item weighs at most so many times what its past lets expect, and"
+    )
+    item_floor: float = Field(
+        10.0, ge=0, description="so many events more, that a new item may be learned at all"
+    )
+    gradient_ratio: float = Field(
+        0.0,
+        ge=0,
+        description="a sequence's gradient is at most so many times the batch's median; 0 = no limit",
+    )
 
 
 class DeepSpeedConfig(Section):
@@ -117,6 +165,8 @@ class TrainingSettings(Section):
 
     model: ModelConfig = ModelConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    trust: TrustConfig = TrustConfig()
+    influence: InfluenceConfig = InfluenceConfig()
     gate: GateConfig = GateConfig()
 
     text_encoder: str = Field(

@@ -32,6 +32,7 @@ class Sequences:
         offsets: (R + 1,) int64, row r is ``[offsets[r], offsets[r + 1])``.
         target_from: (R,) int64, first new position within the row. trust: (R,) float32 loss weights.
         users: (R,) uint64 user hashes.
+        weights: (E,) float32 loss weights of events as targets, times their row's trust; None = 1 for all.
     """
 
     items: NDArray[np.uint64]
@@ -41,9 +42,19 @@ class Sequences:
     target_from: NDArray[np.int64]
     trust: NDArray[np.float32]
     users: NDArray[np.uint64]
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.target_from)
+
+    def target_weights(self) -> NDArray[np.float32]:
+        """(E,) float32: what each event counts in the loss where it is a target."""
+        trust = np.repeat(self.trust, np.diff(self.offsets))
+        return trust if self.weights is None else trust * self.weights
+
+    def cumulative_weights(self) -> NDArray[np.float64]:
+        """(E + 1,): what all events before each place count together."""
+        return np.concatenate([[0.0], np.cumsum(self.target_weights(), dtype=np.float64)])
 
     def new_events(self) -> NDArray[np.bool_]:
         """(E,) bool: events at or after their row's ``target_from``."""
@@ -79,6 +90,7 @@ class Sequences:
             self.target_from[rows],
             self.trust[rows],
             self.users[rows],
+            None if self.weights is None else self.weights[at],
         )
 
 
@@ -139,7 +151,15 @@ def concat(parts: Sequence[Sequences]) -> Sequences:
         target_from=np.concatenate([part.target_from for part in parts]),
         trust=np.concatenate([part.trust for part in parts]),
         users=np.concatenate([part.users for part in parts]),
+        weights=_joined_weights(parts),
     )
+
+
+def _joined_weights(parts: Sequence[Sequences]) -> NDArray[np.float32] | None:
+    if all(part.weights is None for part in parts):
+        return None
+    ones = (np.ones(len(part.items), np.float32) if part.weights is None else part.weights for part in parts)
+    return np.concatenate(list(ones))
 
 
 @dataclass(frozen=True)
@@ -198,7 +218,8 @@ class Batch:
 
     Attributes:
         items: (B, L) int64 rows of the item table, 0 where padded. types, times: (B, L) int64. mask: (B, L) bool.
-        targets: (B, L) int64 rows to predict at each position, -1 = none. weights: (B,) float32 trust.
+        targets: (B, L) int64 rows to predict at each position, -1 = none.
+        weights: (B, L) float32, what each target counts in the loss.
     """
 
     items: Tensor
@@ -210,12 +231,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        return Batch(
-            *(
-                t.to(device)
-                for t in (self.items, self.types, self.times, self.mask, self.targets, self.weights)
-            )
-        )
+        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
+
+    def first(self, rows: int) -> Batch:
+        """The first so many rows."""
+        return Batch(*(tensor[:rows] for tensor in vars(self).values()))
 
 
 def make_batch(sequences: Sequences, rows: NDArray[np.int64], chunks: Chunks) -> Batch:
@@ -232,5 +252,13 @@ def make_batch(sequences: Sequences, rows: NDArray[np.int64], chunks: Chunks) ->
         times=torch.from_numpy(np.where(mask, sequences.times[safe], 0)),
         mask=torch.from_numpy(mask),
         targets=torch.from_numpy(np.where(is_target, rows[following], -1)),
-        weights=torch.from_numpy(sequences.trust[chunks.row]),
+        weights=torch.from_numpy(_weights(sequences, chunks, following)),
     )
+
+
+def _weights(
+    sequences: Sequences, chunks: Chunks, following: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(B, L): a chunk's trust, times the weight of the event that each position predicts."""
+    trust = np.broadcast_to(sequences.trust[chunks.row][:, None], following.shape)
+    return trust.copy() if sequences.weights is None else trust * sequences.weights[following]

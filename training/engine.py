@@ -167,7 +167,8 @@ def build_engine(
             "set training.text_encoder to the one that filled the catalogue, or start a new data directory"
         )
     bf16 = uses_bf16(settings, device)
-    objective = Objective(model, settings.adversarial, autocast=bf16, tower=tower).to(device)
+    limit = settings.influence.gradient_ratio if settings.influence.enabled else 0.0
+    objective = Objective(model, settings.adversarial, bf16, tower, limit).to(device)
     if settings.deepspeed.stage == 3:
         # Stage 3 would free a module's weights after the perturbation's backward, before the loss's own needs them:
         # as one leaf the model is gathered for a whole step and stays partitioned in between.

@@ -72,10 +72,9 @@ def make_pool(new: Sequences, old: Sequences | None, table: ItemTable) -> Pool:
     return Pool(sequences, table.rows_of(sequences.items), len(new))
 
 
-def global_weight(chunks: Chunks, trust: NDArray[np.float32]) -> float:
-    """Trust-weighted number of targets in a global batch."""
-    counts = chunks.stop - chunks.first_target + 1
-    return float((counts * trust[chunks.row]).sum())
+def global_weight(chunks: Chunks, summed: NDArray[np.float64]) -> float:
+    """What the targets of a global batch count together, given `Sequences.cumulative_weights` (E + 1,)."""
+    return float((summed[chunks.stop + 1] - summed[chunks.first_target]).sum())
 
 
 def local_batch(pool: Pool, chunks: Chunks, rank: int, world: int) -> Batch:
@@ -148,6 +147,7 @@ class Stepper:
     ) -> None:
         self.worker, self.pool, self.number = worker, pool, number
         self.live = Live(worker, pool, texts) if texts is not None else None
+        self.summed = pool.sequences.cumulative_weights()
         self._set_text(table.text)
         self.slots = torch.from_numpy(table.slots).to(worker.device)
         self.sampled = len(table) > worker.settings.full_softmax_items
@@ -171,7 +171,7 @@ class Stepper:
         """Forward, backward and update on one global batch."""
         worker, settings = self.worker, self.worker.settings
         batch = local_batch(self.pool, chunks, worker.rank, worker.world).to(worker.device)
-        share = worker.world / max(global_weight(chunks, self.pool.sequences.trust), 1e-9)
+        share = worker.world / max(global_weight(chunks, self.summed), 1e-9)
         self.generator.manual_seed((settings.seed * 1_000_003 + worker.progress.step) % 2**63)
         set_lr(worker.engine, lr)
         if self.live is not None and self.live.due(self.steps):
@@ -181,7 +181,7 @@ class Stepper:
             self.text,
             self.slots,
             self._negatives(),
-            attack=worker.progress.step >= settings.adversarial.start_step,
+            strength=settings.adversarial.strength(worker.progress.step),
             generator=self.generator,
             live=self.live.pick(chunks) if self.live is not None else None,
         )

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from training.adversarial import perturb
+from training.adversarial import freelb_losses, perturb, vulnerability
 from training.config import AdversarialConfig
 from training.data import Batch
+from training.influence import clipped_rows
 from training.model import SequenceModel
 from training.repeats import OUT, Past, only_new, past_of
 from training.text_tower import LiveTexts, TextTower, put_live
@@ -103,9 +104,11 @@ class Objective(nn.Module):
         adversarial: AdversarialConfig,
         autocast: bool = False,
         tower: TextTower | None = None,
+        gradient_ratio: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
+        self.gradient_ratio = gradient_ratio  # of a sequence's gradient to the batch's median, at most; 0 = any
         self.tower = tower  # the text encoder where it is trained too
         self.adversarial = adversarial
         self.autocast = autocast  # bf16 arithmetic; weights, optimiser state and losses stay float32
@@ -117,7 +120,7 @@ class Objective(nn.Module):
         slots: Tensor,
         negatives: Negatives | None = None,
         *,
-        attack: bool = False,
+        strength: float = 0.0,
         generator: torch.Generator | None = None,
         live: LiveTexts | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,7 +130,7 @@ class Objective(nn.Module):
             batch: B chunks; its rows index ``text`` and ``slots``.
             text: (N, D) float32 text vectors of the round's items. slots: (N,) int64.
             negatives: sampled softmax against these; None = full softmax over all N.
-            attack: mix in the loss on perturbed histories.
+            strength: share of the full radius at which the loss on perturbed histories is mixed in; 0 = none.
             generator: randomness of id dropout, the same on every worker.
             live: texts to encode in this step instead of taking their vectors from ``text`` (with a tower only).
 
@@ -145,19 +148,52 @@ class Objective(nn.Module):
                 tie = 0.0 * vectors.sum()
             items_Nd = self.model.item_representations(*picked, generator=generator)
             history = items_Nd[batch.items] * batch.mask.unsqueeze(-1)  # (B, L, d)
-            loss_of = self._loss_given(batch, items_Nd, negatives)
-            clean = loss_of(history) + tie
-            config = self.adversarial
-            if not (attack and config.enabled and config.share > 0):
+            losses_of, rows = self._losses_given(batch, items_Nd, negatives)
+            losses = losses_of(history)
+            clean = losses.sum() + tie
+            if strength <= 0 or not self.adversarial.enabled or self.adversarial.share == 0:
                 return clean, clean.detach(), torch.zeros_like(clean.detach())
-            delta = perturb(loss_of, history, epsilon=config.epsilon, steps=config.steps, first_loss=clean)
-            perturbed = loss_of(history + delta)
-        mixed = (1 - config.share) * clean + config.share * perturbed
-        return mixed, clean.detach(), perturbed.detach()
+            count = math.ceil(self.adversarial.batch_share * len(history))
+            among = losses[rows < count].sum()
+            radius: Tensor | float = strength * self.adversarial.epsilon
+            if self.adversarial.sizes == "vulnerable":
+                radius = radius * vulnerability(losses.detach(), rows, len(history))[:count]
+            some_of = self._losses_given(batch.first(count), items_Nd, negatives)[0]
+            perturbed = self._perturbed(lambda x: some_of(x).sum(), history, among, count, radius, generator)
+        mixed = clean + self.adversarial.share * (perturbed - among)
+        # For the log: what the whole batch would lose if those left alone lost in proportion.
+        shown = perturbed.detach() * clean.detach() / among.detach().clamp(min=1e-12)
+        return mixed, clean.detach(), shown
 
-    def _loss_given(
+    def _perturbed(
+        self,
+        loss_of: Callable[[Tensor], Tensor],
+        history: Tensor,
+        among: Tensor,
+        count: int,
+        radius: float | Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Perturbed loss of the first ``count`` histories (batches are shuffled), whose clean loss is ``among``."""
+        config = self.adversarial
+        if config.method == "freelb":
+            return freelb_losses(
+                loss_of, history[:count], epsilon=radius, steps=config.steps, generator=generator
+            )
+        (gradient,) = torch.autograd.grad(among, history, retain_graph=True)
+        delta = perturb(
+            loss_of,
+            history[:count],
+            epsilon=radius,
+            steps=config.steps,
+            first_gradient=gradient[:count],
+        )
+        return loss_of(history[:count] + delta)
+
+    def _losses_given(
         self, batch: Batch, items: Tensor, negatives: Negatives | None
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """From histories (B, L, d) to the weighted losses of T targets, and the row (T,) of each."""
         wanted = batch.targets >= 0  # (B, L)
         targets = batch.targets[wanted]  # (T,)
         past: Past | None = None
@@ -166,10 +202,12 @@ class Objective(nn.Module):
         if past is not None and self.model.repeats is None:
             past, new = only_new(past, targets)
             targets, wanted = targets[new], wanted.masked_scatter(wanted, new)
-        weights = batch.weights.unsqueeze(1).expand_as(wanted)[wanted]
+        weights = batch.weights[wanted]
 
-        def loss_of(history: Tensor) -> Tensor:
+        def losses_of(history: Tensor) -> Tensor:
             encoded = self.model(history, batch.types, batch.times, batch.mask)  # (B, L, d)
+            if self.gradient_ratio and encoded.requires_grad:
+                encoded.register_hook(lambda gradient: clipped_rows(gradient, self.gradient_ratio))
             users, now = encoded[wanted], past  # (T, d)
             if past is not None and self.model.repeats is not None:
                 copies = self.model.repeats(encoded, history, batch.times, batch.mask)[wanted]
@@ -179,9 +217,9 @@ class Objective(nn.Module):
             else:
                 drawn = (negatives.rows, negatives.log_q)
                 losses = sampled_softmax(self.model, users, items, targets, *drawn, now)
-            return (losses * weights).sum()
+            return losses * weights
 
-        return loss_of
+        return losses_of, wanted.nonzero(as_tuple=True)[0]
 
 
 def _narrow(batch: Batch, negatives: Negatives | None) -> tuple[Tensor | None, Batch, Negatives | None]:

@@ -39,6 +39,12 @@ class PopularityCounts:
         self.counts = np.bincount(where, weights=np.concatenate([aged, weights])).astype(np.float64)
         self.at_ms = now
 
+    def copy(self) -> PopularityCounts:
+        """Counts that go their own way from here."""
+        other = PopularityCounts(self.half_life_ms)
+        other.hashes, other.counts, other.at_ms = self.hashes, self.counts, self.at_ms
+        return other
+
     def shares(self, hashes: NDArray[np.uint64]) -> NDArray[np.float32]:
         """(N,) float32 share of each of ``hashes`` in all counts; 0 where unknown."""
         if len(self.hashes) == 0:

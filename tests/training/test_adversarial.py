@@ -1,7 +1,8 @@
 import torch
 from torch import Tensor
 
-from training.adversarial import perturb
+from training.adversarial import freelb_losses, perturb, vulnerability
+from training.config import AdversarialConfig
 
 TARGET = torch.tensor([1.0, -2.0, 0.5, 3.0])
 
@@ -57,7 +58,44 @@ def test_a_loss_at_hand_saves_its_pass() -> None:
 
     items = some_items().requires_grad_(True)
     plain = perturb(counted, items, epsilon=0.1, steps=2)
-    first = loss_of(items)
+    (first,) = torch.autograd.grad(loss_of(items), items)
     calls = 0
-    assert torch.allclose(perturb(counted, items, epsilon=0.1, steps=2, first_loss=first), plain)
+    assert torch.allclose(perturb(counted, items, epsilon=0.1, steps=2, first_gradient=first), plain)
     assert calls == 1
+
+
+def test_the_radius_may_differ_from_row_to_row() -> None:
+    items, sizes = some_items(), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]).view(-1, 1, 1)
+    moved = perturb(loss_of, items, epsilon=sizes, steps=1).norm(dim=-1) / items.norm(dim=-1)
+    assert torch.allclose(moved[:, :2], sizes.view(-1, 1).expand(-1, 2), atol=1e-6)
+
+
+def test_freelb_learns_from_every_step_of_an_ascent() -> None:
+    items = some_items().requires_grad_(True)
+    seen: list[Tensor] = []
+
+    def watched(moved: Tensor) -> Tensor:
+        seen.append(moved.detach().clone())
+        return loss_of(moved)
+
+    loss = freelb_losses(watched, items, epsilon=0.3, steps=3, generator=torch.Generator().manual_seed(0))
+    losses = [loss_of(moved) for moved in seen]
+    assert torch.allclose(loss, sum(losses) / 3)
+    assert losses[0] < losses[2]
+    for moved in seen:
+        assert ((moved - items).norm(dim=-1) <= 0.3 * items.norm(dim=-1) * (1 + 1e-5)).all()
+    (gradient,) = torch.autograd.grad(loss, items)
+    assert gradient.abs().sum() > 0
+
+
+def test_who_is_learned_well_is_moved_further() -> None:
+    factors = vulnerability(torch.tensor([0.5, 0.5, 4.0, 2.25]), torch.tensor([0, 0, 1, 2]), 4).flatten()
+    assert factors[0] > 1.0 > factors[1]
+    assert factors[3] > 1.0  # no target, nothing to lose
+
+
+def test_strength_begins_grows_and_stays() -> None:
+    config = AdversarialConfig(start_step=10, ramp_steps=4)
+    assert [config.strength(step) for step in (0, 9, 10, 11, 13, 99)] == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+    assert AdversarialConfig(start_step=0).strength(0) == 1.0
+    assert AdversarialConfig(enabled=False, start_step=0).strength(5) == 0.0

@@ -61,7 +61,7 @@ def test_batch_by_hand() -> None:
     assert batch.targets.tolist() == [[-1, 4, 5], [-1, -1, 8]]
     assert batch.mask.tolist() == [[True, True, True], [False, False, True]]
     assert batch.times.tolist() == [[3000, 3000, 9000], [0, 0, 1000]]
-    assert batch.weights.tolist() == [1.0, 0.5]
+    assert batch.weights.tolist() == [[1.0] * 3, [0.5] * 3]
 
 
 def test_concat_and_take_keep_rows() -> None:

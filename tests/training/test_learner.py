@@ -221,7 +221,7 @@ for stage in range(4):
     engine.train()
     for _ in range(3):
         mixed, clean, adversarial = engine(
-            batch, text.clone().requires_grad_(stage == 3), torch.arange(40), attack=True
+            batch, text.clone().requires_grad_(stage == 3), torch.arange(40), strength=1.0
         )
         engine.backward(mixed / 5)
         engine.step()

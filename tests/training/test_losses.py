@@ -67,9 +67,9 @@ def test_objective_narrows_to_the_rows_in_use_without_changing_the_loss() -> Non
 
 def test_share_zero_or_not_attacking_is_the_clean_loss() -> None:
     text, slots, batch = torch.randn(30, 4), torch.arange(30), a_batch()
-    clean = objective()(batch, text, slots, attack=False)[0]
-    assert torch.equal(objective(share=0.0)(batch, text, slots, attack=True)[0], clean)
-    mixed, same_clean, adversarial = objective(share=0.25, epsilon=0.3)(batch, text, slots, attack=True)
+    clean = objective()(batch, text, slots, strength=0.0)[0]
+    assert torch.equal(objective(share=0.0)(batch, text, slots, strength=1.0)[0], clean)
+    mixed, same_clean, adversarial = objective(share=0.25, epsilon=0.3)(batch, text, slots, strength=1.0)
     assert torch.allclose(same_clean, clean)
     assert adversarial > clean
     assert torch.allclose(mixed, 0.75 * clean + 0.25 * adversarial)
@@ -77,7 +77,7 @@ def test_share_zero_or_not_attacking_is_the_clean_loss() -> None:
 
 def test_the_mixed_loss_leaves_gradients_only_by_its_one_backward() -> None:
     task = objective(steps=3)
-    mixed, _, _ = task(a_batch(), torch.randn(30, 4), torch.arange(30), attack=True)
+    mixed, _, _ = task(a_batch(), torch.randn(30, 4), torch.arange(30), strength=1.0)
     assert all(parameter.grad is None for parameter in task.parameters())
     mixed.backward()
     assert task.model.text_projection.weight.grad is not None

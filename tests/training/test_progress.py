@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.training.synthetic import settings, window_table
-from training.data import from_window
+from training.data import concat, from_window
 from training.fit import global_weight, learning_rate, local_batch, make_pool
 from training.items import ItemSlots, build_table
 from training.plan import Plan
@@ -55,11 +56,26 @@ def test_workers_share_a_global_batch_without_loss_or_overlap() -> None:
     )
     pool = make_pool(sequences, None, table)
     chunks = pool.epoch(settings(), np.random.default_rng(0), shift=False)
-    assert global_weight(chunks, sequences.trust) == 0.5 * 5 + 1 + 2
+    assert global_weight(chunks, sequences.cumulative_weights()) == 0.5 * 5 + 1 + 2
     parts = [local_batch(pool, chunks, rank, 2) for rank in range(2)]
     assert sum(int((part.targets >= 0).sum()) for part in parts) == 8
     idle = local_batch(pool, chunks, rank=5, world=6)
-    assert idle.weights.tolist() == [0.0]
+    assert not idle.weights.any()
+
+
+def test_an_event_counts_what_its_row_and_it_are_worth() -> None:
+    sequences = from_window(window_table(ROWS))
+    worth = np.full(len(sequences.items), 0.5, np.float32)
+    half = replace(sequences, weights=worth)
+    table = build_table(
+        ItemSlots(8), sequences.items[:0], [], np.zeros((0, 0), np.float32), sequences.items, 4
+    )
+    for rows in (half, concat([half, half]).take(np.arange(3))):
+        pool = make_pool(rows, None, table)
+        chunks = pool.epoch(settings(), np.random.default_rng(0), shift=False)
+        assert global_weight(chunks, rows.cumulative_weights()) == 0.5 * (0.5 * 5 + 1 + 2)
+        batch = local_batch(pool, chunks, 0, 1)
+        assert float(batch.weights[batch.targets >= 0].sum()) == 0.5 * (0.5 * 5 + 1 + 2)
 
 
 def test_replay_adds_a_sample_of_older_rows() -> None:

@@ -103,7 +103,7 @@ def test_the_sampled_softmax_agrees_with_the_full_one(repeats: str) -> None:
 @pytest.mark.parametrize("repeats", ["excluded", "copied"])
 def test_a_batch_of_repeats_alone_gives_finite_gradients(repeats: str) -> None:
     task = make(repeats, attack=True)
-    mixed, _, _ = task(a_batch([4, 4, 4], [5, 5]), TEXT, SLOTS, attack=True)
+    mixed, _, _ = task(a_batch([4, 4, 4], [5, 5]), TEXT, SLOTS, strength=1.0)
     mixed.backward()
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
     assert gradients
