@@ -6,6 +6,7 @@
   - FencedError        a batch comes from an ingestor that another one has replaced, or for a shard hosted elsewhere
   - StoreError         a store on disk does not fit the settings it is opened with, or another process hosts it
   - SnapshotError      snapshots cannot be stored or read, or may not be restored where they should be
+  - TrustError         a file of trust or of decisions about it is damaged
 """
 
 
@@ -41,3 +42,7 @@ class StoreError(StreamingError):
 
 class SnapshotError(StreamingError):
     """Snapshots cannot be stored or read, or may not be restored where they should be."""
+
+
+class TrustError(StreamingError):
+    """A file of trust, or of people's decisions about it, is damaged."""

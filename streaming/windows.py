@@ -155,7 +155,8 @@ def iso(start_ms: int) -> str:
     return f"{datetime.fromtimestamp(start_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _start_of(folder: str) -> int:
+def start_of(folder: str) -> int:
+    """Start of a window (epoch ms) from its folder's name; the inverse of `folder_of`."""
     moment = datetime.strptime(folder, "start=%Y-%m-%dT%H-%M-%SZ").replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
 
@@ -194,7 +195,7 @@ def complete_windows(windows_dir: Path, num_shards: int) -> list[WindowFiles]:
     if not windows_dir.is_dir():
         return []
     complete = [
-        WindowFiles(_start_of(folder.name), folder)
+        WindowFiles(start_of(folder.name), folder)
         for folder in windows_dir.glob("start=*")
         if sum(1 for _ in folder.glob("shard=*.parquet")) == num_shards
     ]
