@@ -1,12 +1,12 @@
 """Adversarial perturbations of the item representations a user's history is made of.
 
 `perturb` covers FGM (Miyato et al. 2017, arXiv:1605.07725, eq. 3-4: one step, δ = ε·g/‖g‖) and K-step PGD
-(Madry et al. 2018, arXiv:1706.06083) in the L2 ball: ascend along g/‖g‖, project back into the ball. `freelb_losses` is
-FreeLB (Zhu et al. 2020, arXiv:1909.11764, algorithm 1): the weights learn from every point of the ascent, so a step of
-it costs one pass forward and one back and none is thrown away. The radius is relative: a vector x may move by at most
-``epsilon * ‖x‖``, so the setting means the same at any scale of the representations; it may differ from row to row.
-Gradients come from ``torch.autograd.grad``, which leaves no trace in ``parameter.grad``: one ``engine.backward`` on the
-mixed loss serves DeepSpeed at every ZeRO stage.
+(Madry et al. 2018, arXiv:1706.06083) in the L2 ball: ascend along g/‖g‖, project back into the ball. `freelb_losses`
+is FreeLB (Zhu et al. 2020, arXiv:1909.11764, algorithm 1): the weights learn from every point of the ascent, so no
+pass is thrown away. The radius is relative: a vector x may move by at most ``epsilon * ‖x‖``, so the setting means
+the same at any scale of the representations; it may differ from row to row. Gradients come from
+``torch.autograd.grad``, which leaves no trace in ``parameter.grad``: one ``engine.backward`` on the mixed loss serves
+DeepSpeed at every ZeRO stage.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def freelb_losses(
 def vulnerability(losses: Tensor, rows: Tensor, count: int) -> Tensor:
     """(B, 1, 1) factors on the radius, 1 on average or so: users whose targets are learned well move further.
 
-    They are the vulnerable ones (Zhang et al., Improving the shortest plank: vulnerability-aware adversarial training,
-    RecSys 2024: σ((L̄ - L_u) / L̄)); doubled here, so that a user of average loss keeps the radius that is set.
+    They are the vulnerable ones (Zhang et al., Improving the shortest plank: vulnerability-aware adversarial
+    training, RecSys 2024: σ((L̄ - L_u) / L̄)); doubled, so that a user of average loss keeps the radius that is set.
 
     Args:
         losses: (T,) of the targets, detached. rows: (T,) int64 the row of each. count: B.

@@ -55,7 +55,8 @@ class AdversarialConfig(Section):
 
     enabled: bool = Field(True, description="train on perturbed histories too")
     method: Literal["pgd", "freelb"] = Field(
-        "pgd", description="where the perturbed loss is taken: at the end of the ascent, or at each of its steps"
+        "pgd",
+        description="where the perturbed loss is taken: at the end of the ascent, or at each of its steps",
     )
     epsilon: float = Field(0.1, ge=0, le=10, description="radius of δ as a share of a representation's norm")
     sizes: Literal["same", "vulnerable"] = Field(

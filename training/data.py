@@ -256,9 +256,7 @@ def make_batch(sequences: Sequences, rows: NDArray[np.int64], chunks: Chunks) ->
     )
 
 
-def _weights(
-    sequences: Sequences, chunks: Chunks, following: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def _weights(sequences: Sequences, chunks: Chunks, following: NDArray[np.int64]) -> NDArray[np.float32]:
     """(B, L): a chunk's trust, times the weight of the event that each position predicts."""
     trust = np.broadcast_to(sequences.trust[chunks.row][:, None], following.shape)
     return trust.copy() if sequences.weights is None else trust * sequences.weights[following]

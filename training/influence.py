@@ -48,7 +48,7 @@ def limited(window: Sequences, past: PopularityCounts, config: InfluenceConfig) 
 
 
 def clipped_rows(gradient: Tensor, ratio: float) -> Tensor:
-    """Scale down the rows of a gradient (B, L, d) whose norm is over ``ratio`` times the median of those that have any.
+    """Scale down the rows of a gradient (B, L, d) whose norm is over ``ratio`` times the median of the others'.
 
     A sequence that pulls much harder than its batch is held to that; the whole batch's norm is clipped elsewhere.
     """

@@ -108,7 +108,9 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.gradient_ratio = gradient_ratio  # of a sequence's gradient to the batch's median, at most; 0 = any
+        self.gradient_ratio = (
+            gradient_ratio  # of a sequence's gradient to the batch's median, at most; 0 = any
+        )
         self.tower = tower  # the text encoder where it is trained too
         self.adversarial = adversarial
         self.autocast = autocast  # bf16 arithmetic; weights, optimiser state and losses stay float32

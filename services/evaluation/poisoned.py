@@ -1,15 +1,17 @@
-"""What an attack does to a model that learns along a stream.
+"""What an attack does to a model that learns along a stream, and what a defence makes of it.
 
 A model learns from clean history. Then the newest window arrives, once as it is and once with fake users in it, and
-the model is fine-tuned on it as the live learner does. The users of what follows ask, and their lists are compared:
-how often do the targets stand in them, and what are the lists still worth?
+the model is fine-tuned on it as the live learner does, with or without defences. The users of what follows ask, and
+their lists are compared: how often do the targets stand in them, and what are the lists still worth?
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,22 @@ from services.evaluation.ours import SequenceScorer
 from services.evaluation.ranking import TOP
 from services.evaluation.streamed import StreamLearner
 from training.attacks import ATTACKS, Budget, View
-from training.config import TrainingSettings
-from training.data import Sequences
+from training.config import AdversarialConfig, TrainingSettings
+from training.data import Sequences, concat
+from training.influence import limited
 from training.metrics import ndcg, ranks_of
+from training.progress import PopularityCounts
+from training.trust.detector import Detector
+from training.trust.screening import Screen, screen
+from training.trust.simulation import KINDS, fitted_detector
 
 _ASKED = 2000
 _TAIL, _HEAD = (
     0.25,
     0.05,
 )  # unpopular: the least frequent quarter of the items; head: the most frequent twentieth
+_POWER = 0.05  # of the honest users, those with the most events in the window
+_LEARNED_WINDOWS = 8  # before the attacked one, of its size, that the detector learns from
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,125 @@ class Lists:
     top: Int64
 
 
+class Stage:
+    """Everything about a scenario but the attack: the stream's moments, who asks, the clean model, the defences.
+
+    Args:
+        settings: of training, with its defences as they are switched. scenario: its `kind` is left out of what the
+            detector learns from. cache: folder for what can be used again. tell: told of progress.
+
+    Raises:
+        DatasetError: the stream is too short for the scenario.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        settings: TrainingSettings,
+        scenario: Scenario,
+        cache: Path,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.corpus, self.scenario, self._cache, self._tell = corpus, scenario, cache, tell
+        self.low = round(scenario.history * len(corpus))
+        self.high = round((scenario.history + scenario.window) * len(corpus))
+        asked = np.flatnonzero((corpus.arrival >= self.high) & corpus.has_history & ~corpus.repeats())
+        self.queries = sample(asked, _ASKED, scenario.seed)
+        if not len(self.queries) or self.low < 2 or self.high - self.low < 1:
+            raise DatasetError(
+                f"{corpus.name}: nothing is left to ask behind the window; lower history or window"
+            )
+        rng = np.random.default_rng(scenario.seed)
+        self.targets = choose_targets(corpus, corpus.arrival < self.low, scenario, rng)
+        self.learner = StreamLearner(
+            corpus, settings.model_copy(update={"seed": scenario.seed}), cache, tell=tell
+        )
+        self.settings = self.learner.settings
+        self._half_life_ms = settings.popularity_half_life_h * 3.6e6
+
+    def before(self) -> dict[str, Tensor]:
+        """Weights of the model that learned from the clean history."""
+        return clean_model(self.corpus, self.settings, self.low, self._cache, self._tell)
+
+    def after(self, fakes: Sequences | None) -> tuple[dict[str, Tensor], Screen | None]:
+        """Weights after the window, with fake users in it or none, and what was thought of its users."""
+        seen: list[Screen] = []
+
+        def defended(window: Sequences) -> Sequences:
+            whole = window if fakes is None else concat([window, fakes])
+            if self.settings.trust.enabled and (detector := self.detector()) is not None:
+                seen.append(screen(whole, self.past(self.low), detector))
+                whole = seen[0].applied(whole)
+            return limited(whole, self.past(self.low), self.settings.influence)
+
+        trainer = self.learner.trainer(self.before())
+        weights = self.learner.go_on(trainer, self.low, self.high, 0, defended).weights
+        return weights, seen[0] if seen else None
+
+    def lists(self, weights: dict[str, Tensor], upto: int) -> Lists:
+        """What the users who ask are shown by a model."""
+        scorer = self.learner.scorer(weights, self.learner.table(upto))
+        return lists_of(scorer, self.corpus, self.queries, self.targets)
+
+    def past(self, upto: int) -> PopularityCounts:
+        """How often items were had before a moment."""
+        counts = PopularityCounts(self._half_life_ms)
+        known = self.corpus.arrival < upto
+        counts.add(self.corpus.sequences.items[known], self.corpus.sequences.times[known])
+        return counts
+
+    def detector(self) -> Detector | None:
+        """From the windows before the attacked one, with every simulated attack but the scenario's own."""
+        kinds = [kind for kind in KINDS if kind != self.scenario.kind]
+        size = self.high - self.low
+        cuts = [self.low - size * back for back in range(_LEARNED_WINDOWS, -1, -1)]
+        cuts = [cut for cut in cuts if cut > 0]
+        told = f"{self.corpus.name}{len(self.corpus)}{cuts}{kinds}{self.settings.trust}{self._half_life_ms}"
+        kept = self.file("detector", f"{told}{self.scenario.seed}", ".safetensors")
+        if kept.is_file():
+            return Detector.load(kept)
+        windows = [self.learner.window_rows(low, high) for low, high in pairwise(cuts)]
+        made = fitted_detector(
+            windows, self.past(cuts[0]), self.settings.trust, kinds=kinds, seed=self.scenario.seed
+        )
+        if made is None:
+            self._tell("too few windows before the attacked one for a detector: nobody is doubted")
+        else:
+            made.save(kept)
+        return made
+
+    def fakes(self) -> Sequences:
+        """The scenario's fake users, every event of theirs in the window."""
+        corpus, scenario = self.corpus, self.scenario
+        known = corpus.arrival < self.low
+        hashes = np.arange(1, corpus.num_items + 1, dtype=np.uint64)
+        view = View(rows_of(corpus, known), corpus.codes[known], hashes, corpus.category_pairs)
+        times = corpus.sequences.times[np.argsort(corpus.arrival)]
+        first = int(times[self.low])
+        users = max(1, round(scenario.size * len(view.lengths)))
+        budget = Budget(users, first, max(int(times[self.high - 1]), first + 1))
+        rng = np.random.default_rng([scenario.seed, 1])
+        found = ATTACKS[scenario.kind]().poison(view, self.targets, budget, rng).sequences
+        return replace(found, target_from=np.zeros_like(found.target_from))
+
+    def file(self, what: str, told: str, suffix: str) -> Path:
+        """Where something that depends on all that is told is kept."""
+        self._cache.mkdir(parents=True, exist_ok=True)
+        return self._cache / f"{what}-{hashlib.sha256(told.encode()).hexdigest()[:16]}{suffix}"
+
+    def window_model(self) -> dict[str, Tensor]:
+        """Weights after the honest window; kept for the next attack."""
+        told = f"{self.settings.model_dump_json()}{self.corpus.name}{len(self.corpus)}{self.low}{self.high}"
+        told += self.scenario.kind if self.settings.trust.enabled else ""  # the detector depends on it
+        kept = self.file("window", told, ".pt")
+        if kept.is_file():
+            weights: dict[str, Tensor] = torch.load(kept, weights_only=True)
+            return weights
+        weights = self.after(None)[0]
+        _save(weights, kept)
+        return weights
+
+
 def run(
     corpus: Corpus,
     settings: TrainingSettings,
@@ -70,61 +198,116 @@ def run(
     cache: Path,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Attack and compare; the clean model and the honest window are kept in ``cache`` for the next attack.
+    """Attack and compare; what another attack or defence can use again is kept in ``cache``, and so is the result.
 
     Returns:
         ``before`` (clean history), ``clean`` (and the honest window), ``poisoned`` (and the window with the attack),
         each ``hr@10``, ``hr@50``, ``exposure@10`` of the targets and ``ndcg@10``; ``lift`` = poisoned over clean
         exposure (null where the clean one is 0) and ``gain``, their difference; ``overlap@10`` of clean and poisoned
-        lists.
+        lists; ``detector`` = what was thought of the window's users, where they were screened.
 
     Raises:
         DatasetError: the stream is too short for the scenario.
     """
-    low = round(scenario.history * len(corpus))
-    high = round((scenario.history + scenario.window) * len(corpus))
-    asked = np.flatnonzero((corpus.arrival >= high) & corpus.has_history & ~corpus.repeats())
-    queries = sample(asked, _ASKED, scenario.seed)
-    if not len(queries) or low < 2 or high - low < 1:
-        raise DatasetError(
-            f"{corpus.name}: nothing is left to ask behind the window; lower history or window"
-        )
-    rng = np.random.default_rng(scenario.seed)
-    targets = choose_targets(corpus, corpus.arrival < low, scenario, rng)
-    learner = StreamLearner(corpus, settings.model_copy(update={"seed": scenario.seed}), cache, tell=tell)
-    told = f"{learner.settings.model_dump_json()}{corpus.name}{len(corpus)}{low}{high}"
-    kept = cache / f"attacked-{hashlib.sha256(told.encode()).hexdigest()[:16]}.pt"
+    stage = Stage(corpus, settings, scenario, cache, tell)
+    told = json.dumps(asdict(scenario)) + stage.settings.model_dump_json() + f"{corpus.name}{len(corpus)}"
+    kept = stage.file("attack", told, ".json")
     if kept.is_file():
-        before, clean = torch.load(kept, weights_only=True)
-        tell("the clean model is taken from the last run")
-    else:
-        before = learner.first(low)[0].weights
-        clean = learner.go_on(learner.trainer(before), low, high, 0).weights
-        torch.save((before, clean), kept)
-    fakes = _fakes(corpus, targets, scenario, low, high, rng)
+        report: dict[str, Any] = json.loads(kept.read_text())
+        return report
+    clean = stage.window_model()
+    fakes = stage.fakes()
     tell(f"{scenario.kind}: {len(fakes)} fake users, {len(fakes.items)} events")
-    poisoned = learner.go_on(learner.trainer(before), low, high, 0, more=fakes).weights
+    poisoned, screened = stage.after(fakes)
     found = {
-        name: lists_of(learner.scorer(weights, learner.table(upto)), corpus, queries, targets)
+        name: stage.lists(weights, upto)
         for name, weights, upto in (
-            ("before", before, low),
-            ("clean", clean, high),
-            ("poisoned", poisoned, high),
+            ("before", stage.before(), stage.low),
+            ("clean", clean, stage.high),
+            ("poisoned", poisoned, stage.high),
         )
     }
     exposed, honest = (found[name].figures["exposure@10"] for name in ("poisoned", "clean"))
-    return {
+    report = {
         "dataset": corpus.name,
         **asdict(scenario),
-        "target_items": [corpus.item_ids[code] for code in targets],
+        "target_items": [corpus.item_ids[code] for code in stage.targets],
         "fake_users": len(fakes),
         "fake_events": len(fakes.items),
-        "queries": len(queries),
+        "queries": len(stage.queries),
         **{name: lists.figures for name, lists in found.items()},
         "lift": exposed / honest if honest else None,
         "gain": exposed - honest,
         "overlap@10": overlap(found["clean"].top, found["poisoned"].top),
     }
+    if screened is not None:
+        report["detector"] = detected(screened, stage.learner.window_rows(stage.low, stage.high))
+    kept.write_text(json.dumps(report))
+    return report
+
+
+def detected(screened: Screen, honest: Sequences) -> dict[str, float]:
+    """How well fake users were told from the honest ones, whose rows stand first.
+
+    Returns:
+        ``auc`` of the scores; ``caught``, the share of fakes in quarantine, ``precision`` of quarantine;
+        ``false_quarantine`` of honest users and of the twentieth with most events; mean ``trust`` of both sides.
+    """
+    fake = np.arange(len(screened.trust)) >= len(honest)
+    held = screened.quarantined
+    events = np.bincount(
+        np.repeat(np.arange(len(honest)), np.diff(honest.offsets))[honest.new_events()], minlength=len(honest)
+    )
+    power = events >= np.quantile(events, 1 - _POWER)
+    return {
+        "auc": auc(screened.scores, fake),
+        "caught": float(held[fake].mean()),
+        "precision": float(fake[held].mean()) if held.any() else 1.0,
+        "honest_users": len(honest),
+        "false_quarantine": float(held[~fake].mean()),
+        "false_quarantine_power": float(held[: len(honest)][power].mean()),
+        "honest_trust": float(screened.trust[~fake].mean()),
+        "fake_trust": float(screened.trust[fake].mean()),
+    }
+
+
+def auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """Probability that a positive scores above a negative, ties counting half (the Mann-Whitney statistic)."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts - 1) / 2
+    found = int(positive.sum())
+    wins = middle[place][positive].sum() - found * (found + 1) / 2
+    return float(wins / max(found * (len(scores) - found), 1))
+
+
+def _save(weights: dict[str, Tensor], kept: Path) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_suffix(".tmp")
+    torch.save(weights, temporary)
+    temporary.replace(kept)
+
+
+def clean_model(
+    corpus: Corpus, settings: TrainingSettings, upto: int, cache: Path, tell: Callable[[str], None]
+) -> dict[str, Tensor]:
+    """Weights learned from all before a moment, without any defence; kept in a file named by what they depend on.
+
+    Every attack and every defence begins from these, so that a table of them costs one training.
+    """
+    defaults = TrainingSettings()
+    later = ("window_lr", "epochs_per_window", "replay_ratio", "replay_windows", "trust", "influence", "gate")
+    plain = {name: getattr(defaults, name) for name in later}
+    plain |= {"adversarial": AdversarialConfig(enabled=False)}
+    learner = StreamLearner(corpus, settings.model_copy(update=plain), cache, tell=tell)
+    told = f"{learner.settings.model_dump_json()}{corpus.name}{len(corpus)}{upto}"
+    kept = cache / f"clean-{hashlib.sha256(told.encode()).hexdigest()[:16]}.pt"
+    if kept.is_file():
+        weights: dict[str, Tensor] = torch.load(kept, weights_only=True)
+        return weights
+    tell(f"learning the clean model: {settings.initial_epochs} passes over {upto:,} events")
+    weights = learner.retrained(upto, settings.initial_epochs).weights
+    _save(weights, kept)
+    return weights
 
 
 def choose_targets(corpus: Corpus, known: Bools, scenario: Scenario, rng: np.random.Generator) -> Int64:
@@ -139,18 +322,6 @@ def choose_targets(corpus: Corpus, known: Bools, scenario: Scenario, rng: np.ran
             f"{corpus.name}: {scenario.targets} targets are asked for, {len(pool)} items qualify; ask for fewer"
         )
     return np.sort(rng.choice(pool, scenario.targets, replace=False))
-
-
-def _fakes(
-    corpus: Corpus, targets: Int64, scenario: Scenario, low: int, high: int, rng: np.random.Generator
-) -> Sequences:
-    known = corpus.arrival < low
-    hashes = np.arange(1, corpus.num_items + 1, dtype=np.uint64)
-    view = View(rows_of(corpus, known), corpus.codes[known], hashes, corpus.category_pairs)
-    times = corpus.sequences.times[np.argsort(corpus.arrival)]
-    users = max(1, round(scenario.size * len(view.lengths)))
-    budget = Budget(users, int(times[low]), max(int(times[high - 1]), int(times[low]) + 1))
-    return ATTACKS[scenario.kind]().poison(view, targets, budget, rng).sequences
 
 
 def lists_of(scorer: SequenceScorer, corpus: Corpus, queries: Int64, targets: Int64) -> Lists:

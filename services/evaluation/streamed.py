@@ -23,7 +23,7 @@ from services.evaluation.corpus import Bools, Corpus, Int64, Split, rows_of, sam
 from services.evaluation.ours import SequenceScorer, fitted_settings, make_table, text_vectors
 from services.evaluation.ranking import Answers, ask, figures, validated
 from training.config import TrainingSettings
-from training.data import Sequences, concat
+from training.data import Sequences
 from training.items import ItemTable
 from training.metrics import hit_rate, ndcg
 from training.model import SequenceModel
@@ -112,19 +112,24 @@ class StreamLearner:
         return fitted, trainer
 
     def go_on(
-        self, trainer: Trainer, low: int, high: int, number: int, more: Sequences | None = None
+        self,
+        trainer: Trainer,
+        low: int,
+        high: int,
+        number: int,
+        defended: Callable[[Sequences], Sequences] | None = None,
     ) -> Fitted:
         """Fine-tune on the window between two moments as the learner does.
 
         Args:
-            number: of the window, from 0. more: further rows in it (items by code + 1), of users outside the corpus.
+            number: of the window, from 0. defended: makes of the window's rows those that are learned from.
         """
         began = time.monotonic()
         known = np.bincount(self.corpus.codes[self.revealed(low)], minlength=self.corpus.num_items) > 0
         trainer.forget_ids(np.flatnonzero(~known))  # text alone until it learns
-        new = self._window_rows(low, high)
+        new = self.window_rows(low, high)
         fitted = trainer.fit(
-            new if more is None else concat([new, more]),
+            new if defended is None else defended(new),
             self.table(high),
             epochs=self.settings.epochs_per_window,
             lr=self.settings.window_lr,
@@ -134,14 +139,14 @@ class StreamLearner:
         self._tell(f"  learned window {number + 1} in {fitted.steps} steps, {time.monotonic() - began:.0f} s")
         return fitted
 
-    def _window_rows(self, low: int, high: int) -> Sequences:
+    def window_rows(self, low: int, high: int) -> Sequences:
         """Users of a window: what they did before it as context, then what is new."""
         corpus = self.corpus
         inside = (corpus.arrival >= low) & (corpus.arrival < high)
         users = np.bincount(corpus.rows[inside], minlength=len(corpus.sequences)) > 0
         chosen = (corpus.arrival < high) & users[corpus.rows]
         before = np.bincount(corpus.rows[chosen & ~inside], minlength=len(corpus.sequences))
-        return rows_of(corpus, chosen, np.maximum(before, 1)).take(np.flatnonzero(users))
+        return rows_of(corpus, chosen, before).take(np.flatnonzero(users))
 
 
 class Prequential:

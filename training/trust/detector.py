@@ -1,10 +1,10 @@
 """A small network that tells fake users from people by their behaviour, and what its scores are worth.
 
-It learns from windows that were trusted, each with simulated attacks added (`training.trust.simulation`): one logit per
-user from the standardised features, two hidden layers with spectral norm (Miyato et al., ICLR 2018, arXiv:1802.05957),
-which keeps scores of behaviour unlike anything seen from running away. What a score is worth is read off honest
-users of windows it did not learn from: below the score that ``1 - doubted`` of them stay under a user is trusted
-fully, above the one that ``1 - quarantined`` of them stay under not at all, in between linearly.
+It learns from windows that were trusted, each with simulated attacks added (`training.trust.simulation`): one logit
+per user from the standardised features, two hidden layers with spectral norm (Miyato et al., ICLR 2018,
+arXiv:1802.05957), which keeps scores of behaviour unlike anything seen from running away. What a score is worth is
+read off honest users of windows it did not learn from: below the score that ``1 - doubted`` of them stay under a user
+is trusted fully, above the one that ``1 - quarantined`` of them stay under not at all, in between linearly.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Detector:
         features = np.concatenate([one.features for one in examples])
         fake = np.concatenate([one.fake for one in examples])
         if not fake.any() or fake.all() or not sum(map(len, honest)):
-            raise ValueError("expected examples of fake and of honest users, and honest users to calibrate on")
+            raise ValueError(
+                "expected examples of fake and of honest users, and honest users to calibrate on"
+            )
         people = features[~fake]
         mean, spread = people.mean(axis=0), people.std(axis=0) + 1e-6
         with torch.random.fork_rng():
@@ -101,12 +103,14 @@ class Detector:
         """(R,) logits of being fake for features (R, F)."""
         with torch.no_grad():
             logits = self._network(_standardised(features, self._mean, self._spread))
-        return logits.double().numpy()
+        found: Floats = logits.double().numpy()
+        return found
 
     def trust(self, features: Floats) -> NDArray[np.float32]:
         """(R,) from 0 (to be quarantined) to 1."""
         worth = (self._high - self.scores(features)) / (self._high - self._low)
-        return np.clip(worth, 0.0, 1.0).astype(np.float32)
+        trust: NDArray[np.float32] = np.clip(worth, 0.0, 1.0).astype(np.float32)
+        return trust
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
@@ -131,7 +135,7 @@ def _learn(network: _Network, x: Tensor, fake: Tensor) -> None:
     for _ in range(_STEPS):
         loss = (fn.binary_cross_entropy_with_logits(network(x), fake, reduction="none") * weights).mean()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
 

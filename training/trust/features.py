@@ -161,9 +161,7 @@ def _pace(column: dict[str, Floats], row: Int64, times: Int64, rows: int) -> Non
     count = np.bincount(owner, minlength=rows)
     some = np.maximum(count, 1)
     mean = np.bincount(owner, gaps, rows) / some
-    column["spread of gaps"][:] = np.sqrt(
-        np.maximum(np.bincount(owner, gaps**2, rows) / some - mean**2, 0)
-    )
+    column["spread of gaps"][:] = np.sqrt(np.maximum(np.bincount(owner, gaps**2, rows) / some - mean**2, 0))
     column["at once"][:] = np.bincount(owner, gaps == 0, rows) / some
     order = np.lexsort((gaps, owner))
     first = np.concatenate([[0], np.cumsum(count)])[:-1]
