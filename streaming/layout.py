@@ -1,6 +1,7 @@
 """Where a logical shard lies on disk, what it was created with, who hosts it, and how far it is."""
 
 import fcntl
+import json
 import os
 import struct
 from collections.abc import Iterable
@@ -35,6 +36,30 @@ def store_layout(settings: StreamingSettings) -> dict[str, Any]:
         "window_length_s": settings.windows.length_s,
         "topics": [source.topic for source in settings.sources],  # a partition's code counts them
     }
+
+
+def check_layout(txn: Transaction, meta: Database, settings: StreamingSettings, path: str) -> None:
+    """Note the settings that a new store depends on, or hold an old one's against them.
+
+    Args:
+        path: where the store is, for the message.
+
+    Raises:
+        StoreError: the store was created with others.
+    """
+    layout = store_layout(settings)
+    stored = json.loads(txn.get(b"layout", db=meta) or "null")
+    if stored is not None:
+        known = stored["topics"]
+        if layout["topics"][: len(known)] == known:  # topics may be added at the end
+            stored["topics"] = layout["topics"]
+        changed = {key: (stored.get(key), layout[key]) for key in layout if stored.get(key) != layout[key]}
+        if changed:
+            raise StoreError(
+                f"state in {path} was created with other settings (stored, wanted): {changed}; "
+                "put the old values back, or start with an empty data_dir and replay the topic"
+            )
+    txn.put(b"layout", json.dumps(layout).encode(), db=meta)
 
 
 def shard_path(state_dir: Path, shard: int) -> Path:

@@ -20,8 +20,10 @@ from streaming.backup.snapshotter import SnapshotStats, Snapshotter
 from streaming.batch import ActorBatch, Position
 from streaming.config import StreamingSettings
 from streaming.errors import FencedError, StoreError
+from streaming.hashing import UInt64
 from streaming.rows import Rows
 from streaming.state import ShardStats, ShardStore
+from streaming.trust_rows import Float32
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +133,14 @@ class Shard:
             for store in self._stores.values():
                 store.expire()
         return changed
+
+    def set_trust(self, window_start_ms: int, users: UInt64, trust: Float32) -> int:
+        """Give the screen of a window to every shard hosted here; see `ShardStore.set_trust`."""
+        return sum(store.set_trust(window_start_ms, users, trust) for store in self._stores.values())
+
+    def set_decided(self, upto: int, users: UInt64, trust: Float32) -> int:
+        """Give people's decisions to every shard hosted here; see `ShardStore.set_decided`."""
+        return sum(store.set_decided(upto, users, trust) for store in self._stores.values())
 
     def positions(self) -> dict[int, dict[int, Position]]:
         """How far each partition is applied, per logical shard."""

@@ -27,7 +27,6 @@ loss the shard is rebuilt from Kafka. With "machine" each commit is flushed to t
 
 import json
 import os
-import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,13 +36,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streaming import environment
+from streaming import buffers, environment, expiry
 from streaming.batch import Position, Progress, ShardBatch
 from streaming.config import StreamingSettings
-from streaming.erasure import Proof, erase_from_files, read_proofs, without_contexts, without_users
-from streaming.errors import GapError, StoreError
+from streaming.erasure import Proof, erase_from_files, read_proofs
+from streaming.errors import GapError
 from streaming.hashing import UInt64
-from streaming.layout import own, prefixed, put_position, shard_path, store_layout, stored_positions
+from streaming.layout import check_layout, own, put_position, shard_path, stored_positions
 from streaming.rows import (
     NEVER,
     Bools,
@@ -55,11 +54,9 @@ from streaming.rows import (
     row_dtype,
     unpack_rows,
 )
+from streaming.trust_rows import Float32, put_trust, screened
 from streaming.update import DUPLICATE, ERASED, ERASURE, KEPT, Rules, Touched, update_rows
 from streaming.windows import (
-    BUFFERED,
-    Contexts,
-    assemble,
     pack_events,
     user_trust,
     window_of,
@@ -75,7 +72,6 @@ if TYPE_CHECKING:
 else:
     Transaction = Database = object
 
-_SIGN = 1 << 63
 _LAZY_S = 0.5
 
 
@@ -94,6 +90,8 @@ class ShardStats:
     expired: int  # users dropped after their time to live
     windows_closed: int
     closed_upto_ms: int
+    screened_ms: int  # start of the newest window whose trust the rows have; NEVER before the first
+    decisions: int  # bytes of the journal of people's decisions that the rows have
 
 
 class ShardStore:
@@ -129,7 +127,8 @@ class ShardStore:
             self._meta = self._env.open_db(b"meta")
             self._buffers = self._env.open_db(b"buffers")
             self._proofs = self._env.open_db(b"proofs")
-            self._check_layout()
+            with self._env.begin(write=True) as txn:
+                check_layout(txn, self._meta, settings, self._env.path())
         except BaseException:
             os.close(self._lock)
             raise
@@ -261,11 +260,11 @@ class ShardStore:
         self._store(txn, users, rows)
         for window, before in done.contexts:
             if len(before.user):
-                self._buffer(txn, window, b"c", before.pack(), counts)
+                self._buffer(txn, window, buffers.CONTEXTS, before.pack(), counts)
         part = events.take(buffered)
         for window in np.unique(part.window):
             packed = pack_events(part.take(part.window == window)).tobytes()
-            self._buffer(txn, int(window), b"e", packed, counts)
+            self._buffer(txn, int(window), buffers.EVENTS, packed, counts)
         _add(counts, "applied", int(kept.sum()))
         _add(counts, "duplicates", int((done.outcome == DUPLICATE).sum()))
         _add(counts, "erased", int((done.outcome == ERASED).sum()))
@@ -295,14 +294,7 @@ class ShardStore:
         erasures = np.array(sorted(done.erased))
         gone = users[erasures]
         before = self._load(txn, gone)["total"]
-        buffered = np.zeros(len(gone), np.int64)
-        for start in sorted(self._windows):
-            for key, value in list(prefixed(txn, self._buffers, _window_key(start) + b"e")):
-                left, held = without_users(value, gone)
-                txn.put(key, left, db=self._buffers)
-                buffered += held
-            for key, value in list(prefixed(txn, self._buffers, _window_key(start) + b"c")):
-                txn.put(key, without_contexts(value, gone), db=self._buffers)
+        buffered = buffers.erase(txn, self._buffers, self._windows, gone)
         rewritten = erase_from_files(self._windows_dir, self.shard, gone)
         for place, row in enumerate(erasures.tolist()):
             record = done.erased[row]
@@ -332,7 +324,7 @@ class ShardStore:
         self, txn: Transaction, window: int, kind: bytes, data: bytes, counts: dict[str, int]
     ) -> None:
         _add(counts, "sequence", 1)
-        txn.put(_window_key(window) + kind + struct.pack(">Q", counts["sequence"]), data, db=self._buffers)
+        buffers.put(txn, self._buffers, window, kind, counts["sequence"], data)
 
     def _load(self, txn: Transaction, users: UInt64) -> Rows:
         """Rows of users, which are sorted; blank ones for those not stored."""
@@ -355,33 +347,63 @@ class ShardStore:
         if self._rules.ttl_ms is None or not self._positions:
             return 0
         with self._env.begin() as txn:
-            cursor = txn.cursor(db=self._rows)
-            found = cursor.set_range(self._scanned_upto) if self._scanned_upto else cursor.first()
-            pairs = []
-            for key, value in cursor.iternext() if found else ():
-                pairs.append((key, value))
-                if len(pairs) > self._settings.state.ttl_scan_rows:
-                    break
-        beyond = len(pairs) > self._settings.state.ttl_scan_rows
-        self._scanned_upto = pairs.pop()[0] if beyond else b""
-        if not pairs:
-            return 0
-        rows = unpack_rows([value for _, value in pairs], self._dtype)
-        clock = np.full(len(rows), NEVER)
-        for partition, position in self._positions.items():
-            if position.max_time_ms != NEVER:
-                clock[rows["partition"] == partition] = position.max_time_ms - self._lateness_ms
-        dead = np.flatnonzero((clock != NEVER) & (rows["last_ms"] < clock - self._rules.ttl_ms))
-        if len(dead):
+            pairs, self._scanned_upto = expiry.scan(
+                txn, self._rows, self._scanned_upto, self._settings.state.ttl_scan_rows
+            )
+        dead = expiry.expired(
+            pairs, self._dtype, self._positions.items(), self._rules.ttl_ms, self._lateness_ms
+        )
+        if dead:
             counts = dict(self._counts)
             _add(counts, "expired", len(dead))
             with self._env.begin(write=True) as txn:
-                for row in dead.tolist():
-                    txn.delete(pairs[row][0], db=self._rows)
+                for key in dead:
+                    txn.delete(key, db=self._rows)
                 self._put_json(txn, b"counts", counts, self._counts)
                 self._put_positions(txn)  # what the decision rests on
             self._counts = counts
         return len(dead)
+
+    def set_trust(self, window_start_ms: int, users: UInt64, trust: Float32) -> int:
+        """Take in the screen of a closed window; see `streaming.trust_rows` for what it changes.
+
+        Only once this shard has closed the window, and only after those before it: again, or out of turn, nothing
+        changes. The rows and the note of the window are one transaction.
+
+        Args:
+            window_start_ms: start of the window, epoch ms.
+            users: (U,) hashes of those below full trust, of any shard.
+            trust: (U,) from 0 to 1.
+
+        Returns:
+            The number of rows that changed.
+        """
+        end = window_start_ms + self._length_ms
+        if window_start_ms <= self._counts.get("screened_ms", NEVER) or end > self.closed_upto_ms:
+            return 0
+        judged = screened(self._windows_dir, window_start_ms, self.shard, users, trust)
+        return self._put_trust(*judged, screened_ms=window_start_ms)
+
+    def set_decided(self, upto: int, users: UInt64, trust: Float32) -> int:
+        """Take in people's decisions about users; rows of others stay.
+
+        Args:
+            upto: length of the journal of decisions, bytes: says which were taken in.
+            users: (U,) hashes of all users about whom something was decided, of any shard.
+            trust: (U,) 1 for those who were released, 0 for the others.
+
+        Returns:
+            The number of rows that changed.
+        """
+        return self._put_trust(users, trust, decisions=upto)
+
+    def _put_trust(self, users: UInt64, trust: Float32, **noted: int) -> int:
+        counts = self._counts | noted
+        with self._env.begin(write=True) as txn:
+            changed = put_trust(txn, self._rows, self._dtype, users, trust)
+            self._put_json(txn, b"counts", counts, self._counts)
+        self._counts = counts
+        return changed
 
     def _put_positions(self, txn: Transaction) -> None:
         for partition, position in self._positions.items():
@@ -411,7 +433,7 @@ class ShardStore:
         return min(times) - self._lateness_ms if times else None
 
     def _close(self, start: int, partitions: tuple[int, ...]) -> None:
-        prefix, end = _window_key(start), start + self._length_ms
+        end = start + self._length_ms
         positions = dict(self._positions)
         for partition, position in self._positions.items():
             if partition not in partitions or self._idle.get(partition, False):  # nobody waited for it
@@ -419,15 +441,12 @@ class ShardStore:
                     position, floor_ms=max(position.floor_ms, end), floor_from=position.applied
                 )
         with self._env.begin(write=True) as txn:
-            events = b"".join(value for _, value in prefixed(txn, self._buffers, prefix + b"e"))
-            contexts = Contexts.joined([value for _, value in prefixed(txn, self._buffers, prefix + b"c")])
-            table = assemble(start, np.frombuffer(events, BUFFERED), contexts)
+            table = buffers.table_of(txn, self._buffers, start)
             users = table["user"].to_numpy()
             if len(users):
                 table = with_trust(table, user_trust(self._load(txn, users), users))
             write_shard(self._windows_dir, start, self.shard, table)
-            for key in [key for key, _ in prefixed(txn, self._buffers, prefix)]:
-                txn.delete(key, db=self._buffers)
+            buffers.drop(txn, self._buffers, start)
             counts = dict(self._counts)
             _add(counts, "windows_closed", 1)
             counts["closed_upto_ms"] = max(self.closed_upto_ms, end)
@@ -453,6 +472,8 @@ class ShardStore:
             users=users,
             dead_letters=sum(position.dead_letters for position in self._positions.values()),
             closed_upto_ms=self.closed_upto_ms,
+            screened_ms=self._counts.get("screened_ms", NEVER),
+            decisions=self._counts.get("decisions", 0),
             **{name: self._counts.get(name, 0) for name in names},
         )
 
@@ -463,25 +484,6 @@ class ShardStore:
         self._env.sync(True)
         environment.close(self._env)
         os.close(self._lock)
-
-    def _check_layout(self) -> None:
-        layout = store_layout(self._settings)
-        with self._env.begin(write=True) as txn:
-            stored = json.loads(txn.get(b"layout", db=self._meta) or "null")
-            if stored is not None:
-                known = stored["topics"]
-                if layout["topics"][: len(known)] == known:  # topics may be added at the end
-                    stored["topics"] = layout["topics"]
-                changed = {
-                    key: (stored.get(key), layout[key]) for key in layout if stored.get(key) != layout[key]
-                }
-                if changed:
-                    raise StoreError(
-                        f"state in {self._env.path()} was created with other settings "
-                        f"(stored, wanted): {changed}; "
-                        "put the old values back, or start with an empty data_dir and replay the topic"
-                    )
-            txn.put(b"layout", json.dumps(layout).encode(), db=self._meta)
 
 
 def _unapplied(events: EventColumns, before: Mapping[int, Position]) -> EventColumns:
@@ -506,10 +508,6 @@ def _advance(step: Progress, position: Position) -> Position:
 def _keys(users: UInt64) -> list[bytes]:
     keys: list[bytes] = users.astype(">u8").view("V8").tolist()  # big-endian: byte order is numeric order
     return keys
-
-
-def _window_key(start: int) -> bytes:
-    return struct.pack(">Q", (start + _SIGN) % 2**64)  # shifted, so that byte order is time order
 
 
 def _add(counts: dict[str, int], name: str, amount: int) -> None:

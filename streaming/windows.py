@@ -161,11 +161,15 @@ def start_of(folder: str) -> int:
     return round(moment.timestamp() * 1000)
 
 
+def shard_file(windows_dir: Path, start_ms: int, shard: int) -> Path:
+    """Where one shard's part of a window is."""
+    return windows_dir / folder_of(start_ms) / f"shard={shard:04d}.parquet"
+
+
 def write_shard(windows_dir: Path, start_ms: int, shard: int, table: pa.Table) -> Path:
     """Write one shard's part of a window; whole or not at all. Writing it again replaces it."""
-    folder = windows_dir / folder_of(start_ms)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"shard={shard:04d}.parquet"
+    target = shard_file(windows_dir, start_ms, shard)
+    target.parent.mkdir(parents=True, exist_ok=True)
     replace_file(target, table)
     return target
 
