@@ -89,6 +89,7 @@ class TrustConfig(Section):
     )
     simulations: int = Field(4, ge=1, le=100, description="simulated attacks of each kind per window")
     windows: int = Field(16, ge=3, description="newest trained windows that the detector learns from")
+    refit_windows: int = Field(16, ge=1, description="trained windows after which it learns anew")
 
 
 class InfluenceConfig(Section):

@@ -33,14 +33,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from streaming.config import StreamingSettings
-from streaming.windows import complete_windows, iso, read_window
+from streaming.windows import complete_windows, iso
 from training import engine as engines
 from training.bundle import load_bundle
 from training.config import ModelConfig, TrainingSettings
 from training.current_encoder import SavedEncoder, encoder_of
-from training.data import Sequences, concat, from_window
+from training.data import Sequences, concat
 from training.errors import LearnerError
 from training.fit import fit_round
+from training.influence import limited
 from training.items import ItemSlots, ItemTable, build_table
 from training.pace import make_nice, wait_for_file
 from training.plan import Plan
@@ -50,6 +51,7 @@ from training.scout import Scout
 from training.status import StatusWriter
 from training.texts import TextSide
 from training.verdict import settle
+from training.warden import trusted_window, worth
 
 log = logging.getLogger("headrace.training")
 STOP_FILE = "stop"
@@ -231,7 +233,7 @@ class Worker:
             detail=f"reading {len(plan.train)} windows for {plan.version}",
             window=iso(plan.train[-1]),
         )
-        new = self._read(plan.train)
+        new = limited(self._read(plan.train), self.progress.popularity, self.settings.influence)
         old = self._read(plan.replay) if plan.replay else None
         self._refresh_table(new, old)
         if self.table is None:
@@ -244,14 +246,23 @@ class Worker:
         self.progress.finish(plan, new, figures)
         return True
 
-    def _read(self, starts: tuple[int, ...]) -> Sequences:
+    def _read(self, starts: tuple[int, ...], *, together: bool = True) -> Sequences:
+        """Windows as they may be learned from; ``together``: every rank asks, and takes rank 0's view of trust."""
         available = {w.start_ms: w for w in self._windows()}
         missing = [iso(start) for start in starts if start not in available]
         if missing:
             raise LearnerError(
                 f"windows that were complete are gone: {missing}; put the files back under windows/"
             )
-        return concat([from_window(read_window(available[start].path)) for start in starts])
+        counts = [worth(self.data_dir, available[start]) for start in starts] if self.rank == 0 else None
+        if together:
+            counts = self.agree(counts)
+        return concat(
+            [
+                trusted_window(self.data_dir, available[start], count)
+                for start, count in zip(starts, counts or [], strict=True)
+            ]
+        )
 
     def _windows(self) -> list[Any]:
         return list(complete_windows(self.data_dir / "windows", self.streaming.logical_shards))
@@ -342,7 +353,7 @@ class Worker:
                 encoder = self.carried
                 if self.texts is not None and text_weights is not None:
                     encoder = self.texts.save(text_weights, Path(folder) / "encoder")
-                settle(self, plan, weights, self._read(plan.exam), encoder)
+                settle(self, plan, weights, self._read(plan.exam, together=False), encoder)
             self.status.update(**self.registry.counts())
         self.agree(None)  # nobody goes on before the verdict stands
         self._set_pace()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from streaming.catalog import CatalogReader, CatalogSnapshot
 from streaming.config import StreamingSettings
-from streaming.windows import WindowFiles, complete_windows, read_window
+from streaming.windows import WindowFiles, complete_windows
 from training.config import TrainingSettings
-from training.data import from_window
 from training.gate import scorable
 from training.plan import Plan, WindowCounts, split
 from training.progress import Progress
 from training.registry import Registry
 from training.status import StatusWriter
+from training.warden import Warden, trusted_window
 
 
 class Scout:
@@ -33,15 +33,18 @@ class Scout:
         self._streaming, self._settings = streaming, settings
         self._progress, self._registry, self._status = progress, registry, status
         self._reader = CatalogReader(data_dir / "catalog")
+        self._warden = Warden(data_dir, settings, progress, status)
+        self._data_dir = data_dir
         self._counts: dict[int, WindowCounts] = {}
-        self._paths: dict[int, Path] = {}
+        self._windows: dict[int, WindowFiles] = {}
         self._windows_ready_at: float | None = None
         self.catalog: CatalogSnapshot = self._reader.snapshot()
 
     def look(self) -> Plan | None:
         """The next round, or None with the reason in the status; a call costs one listing of the windows."""
         windows = complete_windows(self._windows_dir, self._streaming.logical_shards)
-        self._paths = {window.start_ms: window.path for window in windows}
+        self._warden.watch(windows)
+        self._windows = {window.start_ms: window for window in windows}
         fresh = self._progress.number == 0
         if fresh and not self._enough_to_begin(windows):
             return None
@@ -60,9 +63,9 @@ class Scout:
         return Plan(self._progress.next_version, *divided, replay=tuple(replay), first=first)
 
     def count(self, start_ms: int) -> WindowCounts:
-        """What the window starting at ``start_ms`` holds (read once)."""
+        """What may be learned of the window starting at ``start_ms`` (read once)."""
         if start_ms not in self._counts:
-            sequences = from_window(read_window(self._paths[start_ms]))
+            sequences = trusted_window(self._data_dir, self._windows[start_ms])
             self._counts[start_ms] = WindowCounts(
                 events=int(sequences.new_events().sum()),
                 targets=int(sequences.targets().sum()),

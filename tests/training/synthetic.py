@@ -10,7 +10,7 @@ from streaming.catalog import CatalogStore, Item
 from streaming.config import StreamingSettings
 from streaming.hashing import stable_hash
 from streaming.windows import SCHEMA, write_shard
-from training.config import AdversarialConfig, GateConfig, ModelConfig, TrainingSettings
+from training.config import AdversarialConfig, GateConfig, ModelConfig, TrainingSettings, TrustConfig
 
 HOUR_MS = 3_600_000
 ITEM_IDS = [f"item-{i}" for i in range(40)]
@@ -35,6 +35,7 @@ def settings(**changes: object) -> TrainingSettings:
             repeats="plain",
         ),
         adversarial=AdversarialConfig(epsilon=0.1, start_step=0),
+        trust=TrustConfig(enabled=False),
         gate=GateConfig(min_targets=20, max_targets=200, unseen_only=False),
         precision="fp32",
         batch_size=8,

@@ -64,6 +64,15 @@ class Detector:
         self._network.eval()
         self._state = state
 
+    @property
+    def windows(self) -> int:
+        """Windows that had been trained on when it learned; 0 where nobody said."""
+        return int(self._state["windows"]) if "windows" in self._state else 0
+
+    @windows.setter
+    def windows(self, count: int) -> None:
+        self._state = self._state | {"windows": torch.tensor(count)}
+
     @classmethod
     def fit(
         cls, examples: list[Example], honest: list[Floats], config: TrustConfig, seed: int = 0

@@ -146,10 +146,10 @@ def _together(
     lift = np.log1p(np.maximum(both - 1.0 - chance, 0) / np.sqrt(chance + 1.0)).astype(np.float32)
     np.fill_diagonal(lift, 0.0)
     held = table.sum(axis=1)
-    beside = (table @ lift) * table  # (R, M): of each item, its ties to the user's other items
     pairs = np.maximum(held * (held - 1), 1)
-    column["together"][:] = beside.sum(axis=1) / pairs
-    column["most together"][:] = (beside.max(axis=1) if len(picked) else 0) / np.maximum(held - 1, 1)
+    column["together"][:] = ((table @ lift) * table).sum(axis=1) / pairs
+    if len(picked):  # squared, so that few strong ties are not lost among many weak ones
+        column["most together"][:] = np.sqrt(((table @ lift**2) * table).max(axis=1))
     column["together with"][:] = np.log1p(held)
 
 
