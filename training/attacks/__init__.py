@@ -2,6 +2,8 @@
 
 from training.attacks.contract import Attack, Budget, Poison, View
 from training.attacks.embedding import EmbeddingAttack, FgmAttack, PgdAttack
+from training.attacks.generated import GanAttack
+from training.attacks.optimised import OptimisedAttack
 from training.attacks.sequential import AppendAttack, HistoryAttack, ReplaceAttack
 from training.attacks.shilling import (
     AverageAttack,
@@ -30,6 +32,8 @@ ATTACKS: dict[str, type[Attack]] = {
         SegmentAttack,
         LoveHateAttack,
         ReverseBandwagonAttack,
+        GanAttack,
+        OptimisedAttack,
     )
 }
 
