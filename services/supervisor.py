@@ -1,7 +1,8 @@
 """The Supervisor: one replica that creates, watches, rescales and replaces everything that is not serving.
 
 Ray restarts a dead shard, ingestor or catalogue actor by itself, with the same arguments; the Supervisor
-notices actors that stay gone, partitions that were added, lag that asks for more actors, and a learner that ended.
+notices actors that stay gone, partitions that were added, lag that asks for more actors, and a learner that ended;
+and brings the shards the trust of their users (`services.trust_push`).
 """
 
 import logging
@@ -18,8 +19,12 @@ from services import layout
 from services.actors import Actors
 from services.autoscale import Autoscaler
 from services.settings import Settings
+from services.trust_push import TrustPush
 from streaming.backup.snapshotter import SnapshotStats
 from streaming.kafka import ensure_topics
+from streaming.rows import NEVER
+from streaming.state import ShardStats
+from streaming.windows import iso
 from training.learner import read_status
 from training.registry import Registry
 
@@ -59,6 +64,9 @@ class Supervisor:
         self._problems: dict[str, str] = {}
         self._autoscaler = Autoscaler(settings.streaming.autoscale)
         self._wanted: tuple[int, int] | None = None  # shard actors, ingestors: asked for, not begun
+        window_ms = int(settings.streaming.windows.length_s * 1000)
+        self._trust = TrustPush(settings.data_dir.resolve(), window_ms, _CALL_TIMEOUT_S)
+        self._shard_stats: list[ShardStats] = []
         self._stop, self._wake = threading.Event(), threading.Event()
         self._learner_run: Any = None
         self._learner_retry_at = 0.0
@@ -112,6 +120,7 @@ class Supervisor:
                     self._actors.assign()
                 self._rescale()
                 self._status = self._observe()
+                self._trust.push(self._actors.shards, self._shard_stats)
             except Exception as error:  # one bad round must not end the watch
                 log.exception("supervisor round failed")
                 self._status = self._status | {"error": f"{type(error).__name__}: {error}"}
@@ -159,6 +168,7 @@ class Supervisor:
         actors = self._actors
         states: dict[str, str] = {}
         shards = [s for answer in self._ask(states, "shard", actors.shards, "stats") for s in answer]
+        self._shard_stats = shards
         ingestors = self._ask(states, "ingestor", actors.ingestors, "stats")
         snapshots = self._ask(states, "shard", actors.shards, "snapshot_stats")
         catalog = self._ask(states, "catalog", [actors.cataloguer], "status")
@@ -203,11 +213,14 @@ class Supervisor:
             },
             "snapshots": snapshot_summary(snapshots),
             "windows": min((shard.windows_closed for shard in shards), default=0),
+            "trust": {"screened": _screened_upto(shards)},
             "catalog": asdict(catalog[0]) if catalog else {"items": 0, "encoded": 0},
             "learner": read_status(self._settings.data_dir),
             "models": self._registry.counts(),
             "actors": states,
-            "problems": self._problems | _errors(ingestors, catalog, snapshots),
+            "problems": self._problems
+            | _errors(ingestors, catalog, snapshots)
+            | ({"trust": self._trust.problem} if self._trust.problem else {}),
             "observed_at": time.time(),
         }
 
@@ -230,6 +243,12 @@ def _errors(ingestors: list[Any], catalog: list[Any], snapshots: list[Any]) -> d
     found = {f"ingestor-{index}": stats.error for index, stats in enumerate(ingestors) if stats.error}
     found |= {f"snapshots-{index}": stats.error for index, stats in enumerate(snapshots) if stats.error}
     return found | ({"catalog": catalog[0].error} if catalog and catalog[0].error else {})
+
+
+def _screened_upto(shards: list[ShardStats]) -> str | None:
+    """Newest window whose screen is in the rows of all shards."""
+    newest = min((shard.screened_ms for shard in shards), default=NEVER)
+    return None if newest == NEVER else iso(newest)
 
 
 def snapshot_summary(stats: list[SnapshotStats]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def describe_user(
         first_seen=iso(row["first_ms"]),
         last_seen=iso(row["last_ms"]),
         trust=round(float(row["trust"]), 4),
+        quarantined=bool(row["trust"] == 0),
         erasures=describe_erasures(proofs),
         state=state,
     )

@@ -172,6 +172,7 @@ class UserAnswer(Answer):
     first_seen: str
     last_seen: str
     trust: float = Field(description="0..1: how much this user's events weigh in training")
+    quarantined: bool = Field(description="held: nothing of this user is trained on (headrace quarantine)")
     erasures: list[Erasure] = Field(description="earlier lives of this user that were erased")
     state: UserState
 

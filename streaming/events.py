@@ -116,6 +116,14 @@ class EventDecoder:
                 rejected.append(Rejected(record, str(error)))
         return to_events(table, rows), rejected
 
+    def user_id(self, value: bytes | None, key: bytes | None, timestamp_ms: int) -> str:
+        """The user that a valid record is of: events hold only the hash.
+
+        Raises:
+            ValueError: the record does not validate.
+        """
+        return self._judge(value, key, timestamp_ms, Bounds.around(self._clock_ms(), self._settings)).user
+
     def _judge(self, value: bytes | None, key: bytes | None, record_ms: int, bounds: Bounds) -> Row:
         if value is None:
             return tombstone_row(self._mapping, key, record_ms, bounds)

@@ -89,6 +89,21 @@ def own(path: Path) -> int:
     return descriptor
 
 
+def hosted(path: Path) -> bool:
+    """Whether a process on this machine hosts a shard."""
+    try:
+        descriptor = os.open(path / "owner", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def put_position(txn: Transaction, meta: Database, partition: int, position: Position) -> None:
     """Store the applied position of a partition."""
     txn.put(b"p%d" % partition, _POSITION.pack(*vars(position).values()), db=meta)

@@ -15,7 +15,7 @@ import numpy as np
 from streaming import environment
 from streaming.config import StreamingSettings
 from streaming.erasure import Proof, read_proofs
-from streaming.hashing import hash_one
+from streaming.hashing import UInt64, hash_one
 from streaming.layout import shard_path, stored_positions
 from streaming.rows import NEVER, Rows, blank_rows, row_dtype, unpack_rows
 
@@ -41,7 +41,10 @@ class StateReader:
 
     def read(self, user_ids: Sequence[str]) -> Rows:
         """Return the rows of users, (N,); `total == 0` for unknown ones."""
-        users = np.array([hash_one(user) for user in user_ids], np.uint64)  # few: no columns
+        return self.read_hashed(np.array([hash_one(user) for user in user_ids], np.uint64))  # few: no columns
+
+    def read_hashed(self, users: UInt64) -> Rows:
+        """Like `read`, for those of whom only the hash is known, (N,)."""
         rows = blank_rows(users, self._dtype)
         for position, user in enumerate(users):
             shard = self._shard(int(user) % self._num_shards)
