@@ -11,7 +11,8 @@ The **discriminator** gives a logit to every event from the items before it: its
 all before, and how the item agrees with those. A small network with spectral norm (Miyato, Kataoka, Koyama and
 Yoshida, ICLR 2018, arXiv:1802.05957) and hinge loss, with a learning rate of its own, above the generator's (Heusel,
 Ramsauer, Unterthiner, Nessler and Hochreiter, NeurIPS 2017, arXiv:1706.08500). Being causal it also judges a single
-next item, which makes it a **screen**: of several drafts the one that it holds to be most real is kept.
+next item, which makes it a **screen**: of several drafts the one that it holds to be most real is kept. For that it
+learns on when the generator is done.
 
 A generator that found one history that passes will write it for everybody (**mode collapse**). No discriminator of
 single histories sees that, so `variety` compares sets of them; the generator is kept as it was at the newest check
@@ -41,6 +42,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from training.variety import NONE, Floats, Int64, Variety, newest, variety
 
 _COMPARED = 400  # histories on either side of a check
+_REFINED_ON = 1500  # written histories that the discriminator learns from at last
 _TINY = 1e-30
 
 
@@ -51,8 +53,8 @@ class GanSettings:
     Attributes:
         length: newest events of a history that are read. items: that can be named, the most frequent ones.
         dim: width of item vectors and of the generator's state. hidden: width of the discriminator.
-        warmup_steps, steps: of likelihood alone, then adversarial, at most.
-        passes: over the histories that either may take; what bounds the steps where users are few.
+        warmup_steps, steps, refining_steps: of likelihood alone, then adversarial, then the discriminator's, at most.
+        passes: over the histories that each may take; what bounds the steps where users are few.
         batch_size: histories per step. negatives: shared ones of the likelihood's sampled softmax.
         continued: items that the generator writes in an adversarial step, and are judged.
         warmup_rate, generator_rate, discriminator_rate: learning rates (Adam).
@@ -67,6 +69,7 @@ class GanSettings:
     hidden: int = 64
     warmup_steps: int = 400
     steps: int = 150
+    refining_steps: int = 200
     passes: float = 10.0
     batch_size: int = 64
     negatives: int = 512
@@ -89,8 +92,8 @@ class GanSettings:
             raise ValueError(f"length must be at least 2; got {self.length}")
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie in (0, 1]; got {self.share}")
-        if min(self.warmup_steps, self.steps, self.likelihood) < 0:
-            raise ValueError("warmup_steps, steps and likelihood must not be negative")
+        if min(self.warmup_steps, self.steps, self.refining_steps, self.likelihood) < 0:
+            raise ValueError("warmup_steps, steps, refining_steps and likelihood must not be negative")
 
 
 class _Generator(nn.Module):
@@ -147,12 +150,12 @@ class _Discriminator(nn.Module):
             spectral_norm(nn.Linear(hidden, 1)),
         )
 
-    def forward(self, items: Tensor) -> Tensor:
-        """(B, L) logits of items (B, L, w), zeros behind the last."""
-        count = torch.arange(items.shape[1]).clamp(min=1)[None, :, None]
-        mean = (items.cumsum(dim=1) - items) / count
-        last, second = (fn.pad(items, (0, 0, by, 0))[:, : items.shape[1]] for by in (1, 2))
-        return self._judge(items, last, second, mean)
+    def forward(self, items: Tensor, at: Tensor) -> Tensor:
+        """(B, K) logits of the events at places (B, K) of items (B, L, w), zeros behind the last."""
+        row = torch.arange(len(items))[:, None]
+        padded = fn.pad(items, (0, 0, 2, 0))
+        mean = (items.cumsum(dim=1) - items)[row, at] / at.clamp(min=1)[..., None]
+        return self._judge(items[row, at], padded[row, at + 1], padded[row, at], mean)
 
     def of_next(self, items: Tensor, counts: Tensor, candidates: Tensor) -> Tensor:
         """(B, C) logits of candidates (B, C, w) after the ``counts`` (B,) events of items (B, L, w)."""
@@ -225,7 +228,8 @@ class Gan:
         """(R,) mean of the discriminator's logits over the events of histories (R, L); 0 where it knows none."""
         inside = torch.from_numpy(self._inside(histories))
         with torch.no_grad():
-            logits = self._discriminator(self._seen(inside)) * (inside >= 0)
+            every = torch.arange(inside.shape[1]).expand(len(inside), -1)
+            logits = self._discriminator(self._seen(inside), every) * (inside >= 0)
         means: Floats = (logits.sum(dim=1) / (inside >= 0).sum(dim=1).clamp(min=1)).double().numpy()
         return means
 
@@ -384,6 +388,7 @@ class _Fitting:
                 if all(check.collapsed for check in self._gan.checks[-2:]):
                     break  # it has found its trick and will not unlearn it
         self._gan._generator.load_state_dict(kept)
+        self._refine()
         self._gan._generator.eval().requires_grad_(False)
         self._gan._discriminator.eval().requires_grad_(False)
 
@@ -440,17 +445,46 @@ class _Fitting:
         at = begin[:, None] + torch.arange(self._settings.continued)
         inside = at < lengths[:, None]
         fake = real.scatter(1, at[..., None].expand_as(written), written)
-        on_real, on_fake = (gan._discriminator(part).gather(1, at)[inside] for part in (real, fake.detach()))
+        on_real, on_fake = (gan._discriminator(part, at)[inside] for part in (real, fake.detach()))
         told = fn.relu(1 - on_real).mean() + fn.relu(1 + on_fake).mean()
         judged.zero_grad()
         told.backward()  # type: ignore[no-untyped-call]
         judged.step()
-        verdict = -gan._discriminator(fake).gather(1, at)[inside].mean()
+        verdict = -gan._discriminator(fake, at)[inside].mean()
         loss = verdict + self._settings.likelihood * gan._generator.loss(states, batch, *self._negatives())
         writing.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(gan._generator.parameters(), 1.0)
         writing.step()
+
+    def _refine(self) -> None:
+        """Teach the discriminator on whole histories of the generator as it stays, by logistic loss.
+
+        In the contest it learned what the generator did wrong a moment ago. The logit of one that learned to the end
+        is the log of how much likelier an event is among real ones, which is what screening needs (Azadi, Olsson,
+        Darrell, Goodfellow and Odena, Discriminator rejection sampling, ICLR 2019, arXiv:1810.06758).
+        """
+        gan, judge = self._gan, self._gan._discriminator
+        steps = self._steps(self._settings.refining_steps)
+        if not steps:
+            return
+        some = self._rng.choice(len(self._real), min(_REFINED_ON, len(self._real)), replace=False)
+        drawn = torch.from_numpy(
+            gan._inside(gan.histories((self._real[some] != NONE).sum(axis=1), self._rng))
+        )
+        optimiser = torch.optim.Adam(judge.parameters(), self._settings.discriminator_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        for _ in range(steps):
+            written = drawn[torch.randint(len(drawn), (min(self._settings.batch_size, len(drawn)),))]
+            loss = torch.zeros(())
+            for histories, sign in ((self._batch(), -1.0), (written, 1.0)):
+                every = torch.arange(histories.shape[1]).expand(len(histories), -1)
+                logits = judge(gan._seen(histories), every)[histories >= 0]
+                loss = loss + fn.softplus(sign * logits).mean()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
 
     def _checked(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         """The generator to keep: as it is, unless it has collapsed."""

@@ -5,9 +5,10 @@ surrogate would learn of the targets from its fake users, and changes their comp
 the targets. That is the bi-level problem of Tang, Wen and Wang (RecSys 2020, arXiv:2008.04876), answered by picking
 items rather than ratings, as Huang et al. do against deep recommenders (NDSS 2021, arXiv:2101.02644).
 
-**Surrogate.** The next item j after a history i₁ … iₙ scores ``c·q_j + b_j``, where c is the mean of the vectors
-p of the history, each event weighing ``decay`` of the one after it: order matters as it does to a sequence model, in
-a model that is linear in its vectors (FISM; Kabbur, Ning and Karypis, KDD 2013, with forgetting).
+**Surrogate.** The next item j after a history i₁ … iₙ scores ``cos(c, q_j)``, scaled, where c is the mean of the
+vectors p of the history, each event weighing ``decay`` of the one after it: FISM (Kabbur, Ning and Karypis, KDD 2013)
+with forgetting, so that order matters as it does to a sequence model. There is no bias that any company would raise:
+a target has to be turned towards somebody.
 
 **What it learns from the fakes.** Some steps of descent on the rows of the targets alone, unrolled, so that their
 score with honest users has a gradient in the vectors of the fake users' company. The rest of the model stands
@@ -40,7 +41,7 @@ from training.attacks.contract import Budget, Int64, Poison, View, fake_users
 from training.attacks.generated import company_lengths, with_targets
 from training.variety import NONE, newest
 
-_GAP = -1e9
+_GAP, _SCALE = -1e9, 16.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class OptimisedSettings:
         fit_steps: of the surrogate, at most. passes: over the histories, at most. batch_size: histories per step.
         negatives: shared ones of the sampled softmax. rate: learning rate (Adam).
         audience: honest histories that the targets are meant for. shown: places in a list.
-        unrolled: steps that the surrogate learns from the fakes. reach: how far they move a target in all, in
-            lengths of a known item's row.
+        unrolled: steps that the surrogate learns from the fakes. reach: how far they move a target in all, as a
+            share of its vector's length.
         rounds: of exchange. exchanged: events of each fake user that the first round changes.
     """
 
@@ -87,7 +88,7 @@ class Surrogate:
 
     Attributes:
         items: (V,) int64 codes that it knows, ascending. p, q: (V, d) vectors of items in a history, and as what
-            follows. b: (V,).
+            follows, unit length where they are compared.
     """
 
     def __init__(
@@ -107,9 +108,8 @@ class Surrogate:
             (torch.randn(len(items), settings.dim, generator=self._torch_rng) * spread).requires_grad_()
             for _ in range(2)
         )
-        self.b = torch.log(popularity).requires_grad_()
         self._fit(torch.from_numpy(histories), popularity / popularity.sum())
-        for part in (self.p, self.q, self.b):
+        for part in (self.p, self.q):
             part.requires_grad_(False)
 
     def contexts(self, histories: Tensor) -> Tensor:
@@ -123,14 +123,13 @@ class Surrogate:
 
     def scores(self, contexts: Tensor) -> Tensor:
         """(..., V) of the items after contexts (..., d)."""
-        scores: Tensor = contexts @ self.q.T + self.b
-        return scores
+        return _agreement(contexts, self.q)
 
     def _fit(self, histories: Tensor, share: Tensor) -> None:
         settings = self._settings
         histories = histories[(histories >= 0).sum(dim=1) > 1]
         steps = min(settings.fit_steps, math.ceil(settings.passes * len(histories) / settings.batch_size))
-        optimiser = torch.optim.Adam([self.p, self.q, self.b], settings.rate)
+        optimiser = torch.optim.Adam([self.p, self.q], settings.rate)
         every = torch.arange(len(self.items))
         few = len(self.items) <= 2 * settings.negatives
         for step in range(steps):
@@ -147,14 +146,19 @@ class Surrogate:
                     share, settings.negatives, replacement=True, generator=self._torch_rng
                 )
             expected = torch.zeros(len(drawn)) if few else torch.log(share[drawn] * len(drawn))
-            others = context @ self.q[drawn].T + self.b[drawn] - expected
+            others = _agreement(context, self.q[drawn]) - expected
             others = others.masked_fill(drawn[None, :] == own[:, None], _GAP)
-            score = (context * self.q[own]).sum(dim=1) + self.b[own]
+            score = _SCALE * fn.cosine_similarity(context, self.q[own], dim=1)
             loss = fn.softplus(torch.logsumexp(others, dim=1) - score).mean()
-            gradients = torch.autograd.grad(loss, [self.p, self.q, self.b])
-            for part, gradient in zip((self.p, self.q, self.b), gradients, strict=True):
+            gradients = torch.autograd.grad(loss, [self.p, self.q])
+            for part, gradient in zip((self.p, self.q), gradients, strict=True):
                 part.grad = gradient
             optimiser.step()
+
+
+def _agreement(contexts: Tensor, items: Tensor) -> Tensor:
+    """(..., N) scaled cosine of contexts (..., d) and items (N, d)."""
+    return _SCALE * (fn.normalize(contexts, dim=-1) @ fn.normalize(items, dim=-1).T)
 
 
 class OptimisedAttack:
@@ -242,11 +246,9 @@ class _Search:
         plain = surrogate.scores(self._audience)
         plain[:, self._targets] = _GAP
         self._bar = plain.topk(min(settings.shown, plain.shape[1]), dim=1).values[:, -1:]
-        self._rest = torch.logsumexp(plain, dim=1, keepdim=True)
         others = torch.ones(len(surrogate.items), dtype=torch.bool)
         others[self._targets] = False
         self._others = others
-        self._row = float(surrogate.q[others].norm(dim=1).median())
 
     def run(self) -> Int64:
         """(U, S) the best profiles met."""
@@ -285,23 +287,26 @@ class _Search:
         return (weight[..., None] * company[row, at.clamp(min=0)]).sum(dim=2) / weight.sum(dim=2)[..., None]
 
     def _loss(self, contexts: Tensor) -> Tensor:
-        """How far the targets stay behind honest users' lists after learning from contexts (U, T, d)."""
-        q, b = (
-            part[self._targets].clone().requires_grad_() for part in (self._surrogate.q, self._surrogate.b)
-        )
+        """Minus the share of honest users shown a target, softly, after learning from contexts (U, T, d)."""
+        q = self._surrogate.q[self._targets].clone().requires_grad_()
         flat = contexts.flatten(0, 1)  # (U * T, d)
         rest = torch.logsumexp(self._surrogate.scores(flat)[:, self._others], dim=1, keepdim=True)
         own = torch.arange(len(self._targets)).repeat(len(contexts))
         for _ in range(self._settings.unrolled):
-            learned = fn.cross_entropy(torch.cat([flat @ q.T + b, rest], dim=1), own)
-            honest = torch.logaddexp(torch.logsumexp(self._audience @ q.T + b, dim=1), self._rest[:, 0])
-            step = torch.autograd.grad(learned + honest.mean(), (q, b), create_graph=True)
+            learned = fn.cross_entropy(torch.cat([_agreement(flat, q), rest], dim=1), own)
+            (step,) = torch.autograd.grad(learned, q, create_graph=True)
             # A step's length is given, its direction learned: rates of the attacked model are not known.
-            size = torch.cat([step[0], step[1][:, None]], dim=1).norm(dim=1, keepdim=True).clamp(min=1e-12)
-            by = self._settings.reach * self._row / self._settings.unrolled
-            q, b = q - by * step[0] / size, b - by * step[1] / size[:, 0]
-        behind = self._bar - (self._audience @ q.T + b)  # (H, T)
-        return fn.softplus(behind).mean()
+            size = step.norm(dim=1, keepdim=True).clamp(min=1e-12)
+            q = (
+                q
+                - q.detach().norm(dim=1, keepdim=True)
+                * self._settings.reach
+                / self._settings.unrolled
+                * step
+                / size
+            )
+        ahead = _agreement(self._audience, q) - self._bar  # (H, T)
+        return -torch.sigmoid(ahead).mean()
 
     def _exchange(self, gradient: Tensor, count: int) -> None:
         """Put the best items in the ``count`` events of every fake user that matter most."""
