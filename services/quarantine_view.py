@@ -77,7 +77,8 @@ def case_view(
     for hold in reversed(case.holds):
         done = deeds.get(hold.start_ms, [])
         head = Text.assemble(
-            (f"\n{iso(hold.start_ms)}", "bold"), (f"  trust {hold.trust:.2f}  {len(done):,} events", "dim")
+            (f"\n{iso(hold.start_ms)}", "bold"),
+            (f"  trust {hold.trust:.2f}  {len(done):,} event{'s' * (len(done) != 1)}", "dim"),
         )
         parts += [head, Text(printable(hold.reason), "red")]
         parts.append(_deeds(done if whole else done[:_DEEDS]))

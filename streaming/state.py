@@ -13,6 +13,9 @@ things become durable is the exactly-once argument:
    second, or the next window that closes. After a crash the shard is then a little further back, and the
    ingestor rewinds to there.
 
+5. What a window's screen or a person decides about trust changes rows in a transaction of its own, with the note
+   of how far that is; it moves no offset, and only the trust column of later windows depends on it.
+
 A batch at or below `applied` changes nothing; one that starts past `applied + 1` is refused as a gap. One process
 hosts a shard at a time: a file lock, which the kernel frees when its holder dies, keeps a second one out.
 

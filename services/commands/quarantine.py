@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 _User = Annotated[str, typer.Argument(metavar="USER", help="A user id, or a quoted hash.")]
-_Users = Annotated[list[str] | None, typer.Argument(metavar="USER...", help="User ids, or quoted hashes.")]
+_Users = Annotated[list[str] | None, typer.Argument(metavar="USER", help="User ids, or quoted hashes.")]
 _AllHeld = Annotated[bool, typer.Option("--all-held", help="All who are held now.")]
 _Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 _Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="Why; kept with the decision.")]

@@ -102,7 +102,7 @@ def test_show_tells_what_a_user_did_in_the_windows_in_which_he_was_held(config, 
     assert "status held" in output
     assert "state trust 1.00" in output
     assert (
-        f"2025-10-13T01:00:00Z trust 0.00 1 events {CROWD} 2025-10-13 01:00:00 view film The Third" in output
+        f"2025-10-13T01:00:00Z trust 0.00 1 event {CROWD} 2025-10-13 01:00:00 view film The Third" in output
     )
     assert "03:00:00" not in output  # he was not held then
     assert ("id bob" in output) == (named == "bob")

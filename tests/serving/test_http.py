@@ -181,7 +181,8 @@ def test_an_unforeseen_error_is_a_problem_without_its_insides(client, recommende
 def test_similar_items_and_users_and_models(client):
     similar = client.get("/v1/items/i1/similar", params={"k": 2}).json()
     assert (similar["title"], len(similar["items"])) == ("Item 1", 2)
-    assert client.get("/v1/users/anna").json()["total"] == 3
+    shown = client.get("/v1/users/anna").json()
+    assert (shown["total"], shown["trust"], shown["quarantined"]) == (3, 1, False)
     models = client.get("/v1/models").json()
     [version] = models["versions"]
     assert (models["current"], models["serving"]["version"]) == ("v1", "v1")
