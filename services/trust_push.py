@@ -30,7 +30,7 @@ from streaming.windows import iso
 
 log = logging.getLogger(__name__)
 
-_WINDOWS_A_ROUND = 8  # after a restore there may be many; the watch must go on meanwhile
+_ROUND_S = 2.0  # after a restore there may be many windows to bring; watch and stream must go on meanwhile
 _LIST_EVERY_S = (
     10.0  # also where the folder's time says that nothing is new: clocks of file systems are coarse
 )
@@ -42,7 +42,7 @@ class TrustPush:
     Args:
         data_dir: holds `trust/`.
         window_ms: length of a window.
-        timeout_s: longest wait for the shards, per round.
+        timeout_s: longest wait for the shards to take one window's screen.
     """
 
     def __init__(self, data_dir: Path, window_ms: int, timeout_s: float) -> None:
@@ -85,7 +85,8 @@ class TrustPush:
         made = read_decisions(self._data_dir)
         decided = np.array(list(made), np.uint64)
         weights = np.array([decision.weight for decision in made.values()], np.float32)
-        calls = []
+        changed = self._ask(actors, "set_decided", written, decided, weights) if undecided else 0
+        started = time.monotonic()
         for start in starts:
             try:
                 table = read_trust(self._data_dir, start)
@@ -98,21 +99,24 @@ class TrustPush:
             others = ~np.isin(named, decided)
             users = np.concatenate([named[others], decided])
             trust = np.concatenate([verdict_weights(table)[others], weights])
-            calls += [actor.set_trust.remote(start, users, trust) for actor in actors]
-        if undecided:
-            calls += [actor.set_decided.remote(written, decided, weights) for actor in actors]
-        return sum(ray.get(calls, timeout=self._timeout_s)) if calls else 0
+            changed += self._ask(actors, "set_trust", start, users, trust)
+            if time.monotonic() - started > _ROUND_S:
+                break
+        return changed
+
+    def _ask(self, actors: Sequence[Any], method: str, *arguments: Any) -> int:
+        calls = [getattr(actor, method).remote(*arguments) for actor in actors]
+        return sum(ray.get(calls, timeout=self._timeout_s))
 
     def _lacking(self, stats: Sequence[ShardStats]) -> list[int]:
-        """Oldest windows whose screen some shard lacks and, as it has closed them, can take in."""
+        """Windows whose screen some shard lacks and, as it has closed them, can take in; oldest first."""
         oldest = min((one.screened_ms for one in stats), default=NEVER)
-        lacking = [
+        return [
             start
             for start in self._list()
             if start > oldest
             and any(one.screened_ms < start <= one.closed_upto_ms - self._window_ms for one in stats)
         ]
-        return lacking[:_WINDOWS_A_ROUND]
 
     def _list(self) -> list[int]:
         changed_at = _changed_at(trust_folder(self._data_dir))
