@@ -152,6 +152,18 @@ class GateConfig(Section):
     )
     pgd_epsilon: float = Field(0.1, ge=0, le=10, description="radius of the exam's attack, share of the norm")
     pgd_steps: int = Field(3, ge=1, le=50, description="PGD steps of the exam's attack")
+    lift_tolerance: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="exposure@10 that the gate's attacks may gain beyond what the incumbent gives",
+    )
+    push_tolerance: float = Field(
+        0.1, ge=0, le=1, description="share of users whom an item nobody asks for may suddenly be shown to"
+    )
+    min_overlap: float = Field(
+        0.05, ge=0, le=1, description="least share of the incumbent's lists that a candidate must keep"
+    )
     min_targets: int = Field(
         200, ge=1, description="fewer scorable events than this are no exam: windows are merged"
     )

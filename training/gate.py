@@ -1,9 +1,11 @@
 """The gate: is a candidate good enough, and hard enough to push around, to replace what is being served?
 
 Both models rank the same unseen events (the *exam*), once clean and once while PGD moves the representations of the
-histories to make them fail (`training.adversarial.perturb`, the function that training uses). The candidate is
-promoted if neither NDCG@10 falls below the incumbent's by more than the configured share. Without an incumbent it has
-to beat the popularity ranking. Whatever the verdict, every number and the reason are returned for `eval.json`.
+histories to make them fail (`training.adversarial.perturb`, the function that training uses); and both are put under
+a battery of attempts to have unpopular items shown (`training.battery`). The candidate is promoted if neither NDCG@10
+falls below the incumbent's by more than the configured share, if the battery gains little more than with the
+incumbent, and if it does not suddenly show to many what nobody asks for. Without an incumbent it has to beat the
+popularity ranking. Whatever the verdict, every number and the reason are returned for `eval.json`.
 
 Cost: (2 + steps) passes over the exam per model; 2,000 targets over 2,000 items take about a second on one core.
 """
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.adversarial import perturb
+from training.battery import pushed, run_battery, stability
 from training.config import GateConfig
 from training.data import Batch, Chunks, Sequences, cut, make_batch
 from training.items import ItemTable
@@ -27,6 +30,7 @@ from training.metrics import Ranks, ranks_of, summary
 from training.model import SequenceModel
 from training.repeats import with_repeats
 
+_TOLD = 5  # pushed items in the record
 _SCORES_AT_ONCE = 8_000_000  # (targets × items) floats held at a time
 
 
@@ -124,7 +128,13 @@ def judge(candidate: Contender, incumbent: Contender | None, exam: Exam, config:
     numbers: dict[str, Any] = {
         "exam": {"windows": exam.name, "targets": exam.targets, "items": len(exam.table)},
         "attack": {"epsilon": config.pgd_epsilon, "steps": config.pgd_steps},
-        "tolerance": {"ndcg": config.ndcg_tolerance, "attacked_ndcg": config.attacked_ndcg_tolerance},
+        "tolerance": {
+            "ndcg": config.ndcg_tolerance,
+            "attacked_ndcg": config.attacked_ndcg_tolerance,
+            "exposure_lift": config.lift_tolerance,
+            "push": config.push_tolerance,
+            "overlap": config.min_overlap,
+        },
         "candidate": {"version": candidate.version, **_measure(candidate, exam, config)},
         "popularity": summary(_popularity_ranks(exam)),
     }
@@ -136,6 +146,21 @@ def judge(candidate: Contender, incumbent: Contender | None, exam: Exam, config:
     if incumbent is None:
         return _against_popularity(numbers, config)
     numbers["incumbent"] = {"version": incumbent.version, **_measure(incumbent, exam, config)}
+    mine, theirs = run_battery(candidate, exam), run_battery(incumbent, exam)
+    numbers["candidate"] |= mine.numbers()
+    numbers["incumbent"] |= theirs.numbers()
+    numbers["stability"] = stability(mine, theirs)
+    found = pushed(mine, theirs, exam, numbers["candidate"]["hit_rate@10"], config.push_tolerance)
+    numbers["pushed"] = [
+        {
+            "item": exam.table.ids[row],
+            "hash": str(exam.table.hashes[row]),
+            "before": was,
+            "now": now,
+            "asked": n,
+        }
+        for row, was, now, n in found[:_TOLD]
+    ]
     return _against_incumbent(numbers, config)
 
 
@@ -161,8 +186,32 @@ def _against_incumbent(numbers: dict[str, Any], config: GateConfig) -> Verdict:
                 f"{label} {mine[key]:.4f} is below {floor:.4f} ({theirs['version']} has {theirs[key]:.4f}, "
             )
             return Verdict(False, reason + f"tolerance {tolerance:.0%})", numbers)
+    if manipulable := _easier_to_manipulate(numbers, config):
+        return Verdict(False, manipulable, numbers)
     told = ", ".join(f"{label} {mine[key]:.4f} against {theirs[key]:.4f}" for key, label, _ in checks)
     return Verdict(True, f"no worse than {theirs['version']}: {told}", numbers)
+
+
+def _easier_to_manipulate(numbers: dict[str, Any], config: GateConfig) -> str | None:
+    """Why a candidate must not serve though it is good enough; None if nothing speaks against it."""
+    mine, theirs = numbers["candidate"], numbers["incumbent"]
+    if numbers["pushed"]:
+        worst = numbers["pushed"][0]
+        return (
+            f"item {worst['item'] or '#' + worst['hash']} is pushed: shown to {worst['now']:.0%} of users instead of "
+            f"{worst['before']:.0%}, and asked for {worst['asked']} times ({len(numbers['pushed'])} such items)"
+        )
+    if not mine["exposure_lift"] <= theirs["exposure_lift"] + config.lift_tolerance:
+        return (
+            f"easier to manipulate: attacks gain {mine['exposure_lift']:.4f} exposure@10, with {theirs['version']} "
+            f"{theirs['exposure_lift']:.4f} (tolerance {config.lift_tolerance})"
+        )
+    if not numbers["stability"] >= config.min_overlap:
+        return (
+            f"lists have only {numbers['stability']:.0%} in common with those of {theirs['version']}, at least "
+            f"{config.min_overlap:.0%} is asked for"
+        )
+    return None
 
 
 def _measure(contender: Contender, exam: Exam, config: GateConfig) -> dict[str, float]:

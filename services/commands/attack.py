@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,15 +22,26 @@ app = typer.Typer(
 @app.command(name="list")
 def list_attacks() -> None:
     """Name the attacks, what they try, and where they are described."""
-    from training.attacks import ATTACKS
+    from training.attacks import ATTACKS, EMBEDDING_ATTACKS, HISTORY_ATTACKS, TEXT_ATTACKS
 
     table = Table()
-    for column in ("attack", "targets", "how", "described in"):
+    for column in ("attack", "on", "how", "described in"):
         table.add_column(column)
+    poison = {True: "the stream, targets up", False: "the stream, targets down"}
     for name, attack in ATTACKS.items():
-        how = (attack.__doc__ or "").splitlines()[0]
-        table.add_row(name, "promoted" if attack.promotes else "demoted", how, attack.reference)
+        table.add_row(name, poison[attack.promotes], _how(attack), attack.reference)
+    for on, attacks in (
+        ("a user's history", HISTORY_ATTACKS),
+        ("items' texts", TEXT_ATTACKS),
+        ("what the model reads", EMBEDDING_ATTACKS),
+    ):
+        for name, served in attacks.items():  # type: ignore[attr-defined]
+            table.add_row(name, on, _how(served), served.reference)
     Console().print(table)
+
+
+def _how(attack: type) -> str:
+    return (attack.__doc__ or "").splitlines()[0]
 
 
 @app.command()
@@ -54,6 +65,7 @@ def run(
 ) -> None:
     """Train on clean history, let the attack arrive in the newest window, and compare what users are shown.
 
+    Attacks on texts, histories and representations meet the model that learned the honest window and stays as it is.
     Clean models are kept, so a second attack on the same stream takes a fraction of the time.
 
     Example: `headrace attack run --dataset data/shop --kind segment --size 3% --targets 5 --out result.json`
@@ -62,13 +74,14 @@ def run(
 
     from services.datasets import DatasetError, load_dataset
     from services.evaluation.corpus import make_corpus
-    from services.evaluation.poisoned import Scenario
+    from services.evaluation.poisoned import Scenario, Stage
     from services.evaluation.poisoned import run as attack
+    from services.evaluation.probed import SERVING_ATTACKS, probe
     from training.attacks import ATTACKS
 
     console = Console(highlight=False)
-    if kind not in ATTACKS:
-        fail(f"--kind: expected one of {', '.join(ATTACKS)}; got {kind!r}")
+    if kind not in ATTACKS and kind not in SERVING_ATTACKS:
+        fail(f"--kind: expected one of {', '.join((*ATTACKS, *SERVING_ATTACKS))}; got {kind!r}")
     changes = parsed(change or [])
     training = changed(load(settings).training, changes.pop("training", {}))
     if changes:
@@ -81,29 +94,67 @@ def run(
         torch.set_num_threads(threads)
     scenario = Scenario(kind=kind, size=_share(size), targets=targets, popular=popular, seed=seed)
     try:
-        report = attack(make_corpus(load_dataset(dataset)), training, scenario, cache, console.log)
+        corpus = make_corpus(load_dataset(dataset))
+        if kind in ATTACKS:
+            report = attack(corpus, training, scenario, cache, console.log)
+        else:
+            stage = Stage(corpus, training, scenario, cache, console.log)
+            weights, asked = stage.honest().weights, (stage.targets, stage.queries)
+            report = probe(stage.learner, weights, stage.high, kind, *asked, seed, console.log)
+            report = {"dataset": corpus.name, "seed": seed, **report}
     except DatasetError as error:
         fail(str(error))
-    table = Table(
-        title=f"{report['dataset']}: {kind}, {report['fake_users']} fake users", title_justify="left"
-    )
-    for column in ("model", "targets' HR@10", "HR@50", "exposure@10", "NDCG@10"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, told in (
-        ("before", "clean history"),
-        ("clean", "and an honest window"),
-        ("poisoned", "and the attacked one"),
-    ):
-        figures = [report[name][key] for key in ("hr@10", "hr@50", "exposure@10", "ndcg@10")]
-        table.add_row(told, *(f"{figure:.4f}" for figure in figures))
-    console.print(table)
-    lift = report["lift"]
-    told = "were not shown at all without it" if lift is None else f"are shown {lift:.1f} times as often"
-    console.print(f"The targets {told}; lists have {report['overlap@10']:.0%} of their items in common.")
+    if kind in ATTACKS:
+        _tell_poisoned(console, report)
+    else:
+        _tell_served(console, report)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
         console.print(f"written: {out}")
+
+
+def _tell_poisoned(console: Console, report: dict[str, Any]) -> None:
+    told = {
+        "before": "clean history",
+        "clean": "and an honest window",
+        "poisoned": "and the attacked one",
+    }
+    title = f"{report['dataset']}: {report['kind']}, {report['fake_users']} fake users"
+    console.print(_figures(title, {words: report[name] for name, words in told.items()}))
+    lift = report["lift"]
+    shown = "were not shown at all without it" if lift is None else f"are shown {lift:.1f} times as often"
+    console.print(f"The targets {shown}; lists have {report['overlap@10']:.0%} of their items in common.")
+    if "detector" in report:
+        seen = report["detector"]
+        console.print(
+            f"Held in quarantine: {seen['caught']:.0%} of the fake users, {seen['false_quarantine']:.2%} of the "
+            f"honest ones (ROC-AUC {seen['auc']:.3f})."
+        )
+
+
+def _tell_served(console: Console, report: dict[str, Any]) -> None:
+    rows = {"as it is": report["before"], "attacked": report["after"]}
+    if "guarded" in report:
+        rows["attacked, texts guarded"] = report["guarded"]["after"]
+    console.print(_figures(f"{report['dataset']}: {report['kind']}, the model stays as it is", rows))
+
+
+def _figures(title: str, rows: dict[str, dict[str, float]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = {
+        "hr@10": "targets' HR@10",
+        "hr@50": "HR@50",
+        "exposure@10": "exposure@10",
+        "ndcg@10": "NDCG@10",
+    }
+    shown = [key for key in columns if all(key in figures for figures in rows.values())]
+    table.add_column("model")
+    for key in shown:
+        table.add_column(columns[key], justify="right")
+    for told, figures in rows.items():
+        table.add_row(told, *(f"{figures[key]:.4f}" for key in shown))
+    return table
 
 
 def _share(text: str) -> float:

@@ -72,6 +72,17 @@ class Lists:
     top: Int64
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What a window left: the weights, what was thought of its users, CPU seconds and steps of learning it."""
+
+    weights: dict[str, Tensor]
+    held: float | None  # share of the honest users in quarantine; None = nobody was screened
+    seconds: float
+    steps: int
+    screen: Screen | None = None  # not kept on disk
+
+
 class Stage:
     """Everything about a scenario but the attack: the stream's moments, who asks, the clean model, the defences.
 
@@ -112,8 +123,8 @@ class Stage:
         """Weights of the model that learned from the clean history."""
         return clean_model(self.corpus, self.settings, self.low, self._cache, self._tell)
 
-    def after(self, fakes: Sequences | None) -> tuple[dict[str, Tensor], Screen | None]:
-        """Weights after the window, with fake users in it or none, and what was thought of its users."""
+    def after(self, fakes: Sequences | None) -> Learned:
+        """The window learned, with fake users in it or none."""
         seen: list[Screen] = []
 
         def defended(window: Sequences) -> Sequences:
@@ -124,8 +135,10 @@ class Stage:
             return limited(whole, self.past(self.low), self.settings.influence)
 
         trainer = self.learner.trainer(self.before())
-        weights = self.learner.go_on(trainer, self.low, self.high, 0, defended).weights
-        return weights, seen[0] if seen else None
+        fitted = self.learner.go_on(trainer, self.low, self.high, 0, defended)
+        honest = len(seen[0].trust) - (0 if fakes is None else len(fakes)) if seen else 0
+        held = float(seen[0].quarantined[:honest].mean()) if seen else None
+        return Learned(fitted.weights, held, fitted.seconds, fitted.steps, seen[0] if seen else None)
 
     def lists(self, weights: dict[str, Tensor], upto: int) -> Lists:
         """What the users who ask are shown by a model."""
@@ -178,17 +191,16 @@ class Stage:
         self._cache.mkdir(parents=True, exist_ok=True)
         return self._cache / f"{what}-{hashlib.sha256(told.encode()).hexdigest()[:16]}{suffix}"
 
-    def window_model(self) -> dict[str, Tensor]:
-        """Weights after the honest window; kept for the next attack."""
+    def honest(self) -> Learned:
+        """The honest window learned; kept for the next attack."""
         told = f"{self.settings.model_dump_json()}{self.corpus.name}{len(self.corpus)}{self.low}{self.high}"
         told += self.scenario.kind if self.settings.trust.enabled else ""  # the detector depends on it
         kept = self.file("window", told, ".pt")
         if kept.is_file():
-            weights: dict[str, Tensor] = torch.load(kept, weights_only=True)
-            return weights
-        weights = self.after(None)[0]
-        _save(weights, kept)
-        return weights
+            return Learned(**torch.load(kept, weights_only=True))
+        learned = self.after(None)
+        _save({name: value for name, value in vars(learned).items() if name != "screen"}, kept)
+        return learned
 
 
 def run(
@@ -215,16 +227,16 @@ def run(
     if kept.is_file():
         report: dict[str, Any] = json.loads(kept.read_text())
         return report
-    clean = stage.window_model()
+    clean = stage.honest()
     fakes = stage.fakes()
     tell(f"{scenario.kind}: {len(fakes)} fake users, {len(fakes.items)} events")
-    poisoned, screened = stage.after(fakes)
+    poisoned = stage.after(fakes)
     found = {
         name: stage.lists(weights, upto)
         for name, weights, upto in (
             ("before", stage.before(), stage.low),
-            ("clean", clean, stage.high),
-            ("poisoned", poisoned, stage.high),
+            ("clean", clean.weights, stage.high),
+            ("poisoned", poisoned.weights, stage.high),
         )
     }
     exposed, honest = (found[name].figures["exposure@10"] for name in ("poisoned", "clean"))
@@ -240,8 +252,8 @@ def run(
         "gain": exposed - honest,
         "overlap@10": overlap(found["clean"].top, found["poisoned"].top),
     }
-    if screened is not None:
-        report["detector"] = detected(screened, stage.learner.window_rows(stage.low, stage.high))
+    if poisoned.screen is not None:
+        report["detector"] = detected(poisoned.screen, stage.learner.window_rows(stage.low, stage.high))
     kept.write_text(json.dumps(report))
     return report
 
@@ -280,7 +292,7 @@ def auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     return float(wins / max(found * (len(scores) - found), 1))
 
 
-def _save(weights: dict[str, Tensor], kept: Path) -> None:
+def _save(weights: Any, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_suffix(".tmp")
     torch.save(weights, temporary)

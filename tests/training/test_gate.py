@@ -100,7 +100,8 @@ def test_a_candidate_that_is_only_easier_to_attack_is_rejected(
     trained: SequenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(contender: Contender, exam: Exam, config: GateConfig) -> dict[str, float]:
-        return {"ndcg@10": 0.5, "attacked_ndcg@10": 0.4 if contender.version == "v0001" else 0.3}
+        attacked = 0.4 if contender.version == "v0001" else 0.3
+        return {"ndcg@10": 0.5, "hit_rate@10": 0.8, "attacked_ndcg@10": attacked}
 
     monkeypatch.setattr("training.gate._measure", measured)
     verdict = judge(contender(trained), contender(trained, "v0001"), an_exam(), GATE)
