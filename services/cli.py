@@ -16,6 +16,7 @@ from services.commands.evaluate import evaluate
 from services.commands.inspect import inspect
 from services.commands.quarantine import app as quarantine_app
 from services.commands.restore import restore, snapshots
+from services.commands.robustness import robustness
 from services.commands.scale import scale
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app.add_typer(dlq_app, name="dlq")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(snapshots, name="snapshots")
 app.command()(evaluate)
+app.command()(robustness)
 app.command()(inspect)
 app.command()(restore)
 app.command()(scale)
