@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 
-MOST_DEGREES = 35.0
+MOST_DEGREES = 20.0
 _SHORT = 3  # letters: "the", "of" may stand as often as they like, though not twice in a row more than once
 
 LOOK_ALIKES = dict(

@@ -81,8 +81,8 @@ def probe(
         encode: the text encoder; by default the settings'.
 
     Returns:
-        What `text_attacked` (with ``guarded``, the same under the guard), `history_attacked` or `embedding_attacked`
-        return.
+        What `text_attacked`, `history_attacked` or `embedding_attacked` return. For texts also ``guarded``, the same
+        under the guard, and ``untouched``, all of it for targets that nobody has touched yet, which have no ids.
 
     Raises:
         ValueError: the kind is unknown.
@@ -100,23 +100,25 @@ def probe(
     if kind in HISTORY_ATTACKS:
         return history_attacked(corpus, model, table, targets, queries, kind, means.events)
     encode = encode or load_text_encoder(learner.settings.text_encoder).encode
-    asked = (corpus, model, table, targets, queries, kind, encode)
-    known = learner.revealed(upto)
-    bare, guarded = (
-        text_attacked(
-            *asked,
-            np.random.default_rng(seed),
-            known=known,
-            words=means.words,
-            informed=means.informed,
-            guard=one,
-        )
-        for one in (None, guard or TextGuard())
-    )
-    return {**bare, "guarded": {key: guarded[key] for key in (*_CHANGES, "after", "texts", "guard")}}
+
+    def rewritten(table: ItemTable, guard: TextGuard | None) -> dict[str, Any]:
+        rng, known = np.random.default_rng(seed), learner.revealed(upto)
+        asked = (corpus, model, table, targets, queries, kind, encode, rng)
+        return text_attacked(*asked, known=known, words=means.words, informed=means.informed, guard=guard)
+
+    def with_and_without(table: ItemTable) -> dict[str, Any]:
+        held = rewritten(table, guard or TextGuard())
+        return {**rewritten(table, None), "guarded": {key: held[key] for key in _GUARDED}}
+
+    slots = table.slots.copy()
+    slots[targets] = -1
+    untouched = with_and_without(replace(table, slots=slots))
+    return {**with_and_without(table), "untouched": {key: untouched[key] for key in _UNTOUCHED}}
 
 
-_CHANGES = ("lift", "gain", "overlap@10", "degrees")
+_MEASURED = ("lift", "gain", "overlap@10", "degrees", "texts")
+_GUARDED = ("guard", "after", *_MEASURED)
+_UNTOUCHED = ("before", "after", *_MEASURED, "guarded")
 
 
 def _changes(before: Lists, after: Lists) -> dict[str, Any]:

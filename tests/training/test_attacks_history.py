@@ -109,7 +109,7 @@ def test_replace_changes_so_many_events_and_nothing_else(model, items, batch):
 
 
 def test_replace_finds_better_than_chance(model, items, batch):
-    attacked = share(model, items, ReplaceAttack().attack(model, items, batch, TARGETS, 1))
+    attacked = share(model, items, ReplaceAttack(checked=3).attack(model, items, batch, TARGETS, 1))
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(10):
@@ -121,15 +121,25 @@ def test_replace_finds_better_than_chance(model, items, batch):
     assert attacked.mean() > max(drawn)
 
 
-def test_append_adds_to_the_end_at_the_users_pace(model, items, batch):
-    attacked = AppendAttack().attack(model, items, batch, TARGETS, 2)
+@pytest.mark.parametrize("name", sorted(HISTORY_ATTACKS))
+def test_where_no_item_is_left_to_take_nothing_changes(name, model, items, batch):
+    full = Batch(*(getattr(batch, part)[7:8] for part in Batch.__dataclass_fields__))
+    taken = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 8]])
+    few = Batch(taken, *list(vars(full).values())[1:])
+    attacked = HISTORY_ATTACKS[name]().attack(model, items[:9], few, torch.tensor([7]), 9)
+    assert torch.equal(attacked.items, few.items)
+
+
+@pytest.mark.parametrize("budget", [2, 6])
+def test_append_adds_to_the_end_at_the_users_pace(model, items, batch, budget):
+    attacked = AppendAttack().attack(model, items, batch, TARGETS, budget)
     added = []
     for before, after in zip(events(batch), events(attacked), strict=True):
         new = [item for item in after if item not in before]
         added.append(len(new))
-        assert len(new) <= 2
+        assert len(new) <= budget
         assert after == (before + new)[-LENGTH:]
-    assert max(added) == 2
+    assert max(added) >= 2
     gaps = torch.diff(attacked.times, dim=1)[attacked.mask[:, 1:] & attacked.mask[:, :-1]]
     assert set(gaps.tolist()) == {PACE, 60_000}  # who had one event has no pace
     assert (attacked.types[attacked.mask] == 1).all()

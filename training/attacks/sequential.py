@@ -75,8 +75,9 @@ class ReplaceAttack:
         unit = fn.normalize(items.detach(), dim=-1)
         attacked = batch
         for _ in range(budget):
+            out = _taken(batch, attacked, targets, len(items))
             still = batch.mask & (attacked.items == batch.items)
-            attacked, _ = _flip(model, unit, attacked, targets, still, self.checked)
+            attacked, _ = _flip(model, unit, attacked, targets, still, out, self.checked)
         return attacked
 
 
@@ -106,15 +107,15 @@ class AppendAttack:
         with torch.no_grad():
             reached = _goal(model, _read(unit, batch), batch, unit, targets)
         going = torch.ones_like(reached, dtype=torch.bool)
-        for added in range(budget):
-            out = _held(attacked, len(items)).index_fill(1, targets, True)
+        for added in range(min(budget, model.config.length)):
+            out = _taken(batch, attacked, targets, len(items))
             nearest = like.expand(len(out), -1).masked_fill(out, float("-inf")).argmax(1)
             longer = _longer(attacked, nearest, gaps, added, model.config.length)
             here = torch.zeros_like(longer.mask)
             here[:, -1 - added] = True
             for _ in range(_FLIPS):
-                longer, goal = _flip(model, unit, longer, targets, here, self.checked)
-            going = going & (goal > reached)
+                longer, goal = _flip(model, unit, longer, targets, here, out, self.checked)
+            going = going & (goal > reached) & ~out.all(dim=1)
             attacked = _where(going, longer, attacked)
             reached = torch.where(going, goal, reached)
         return attacked
@@ -132,13 +133,22 @@ def _goal(model: SequenceModel, history: Tensor, batch: Batch, items: Tensor, ta
 
 
 def _flip(
-    model: SequenceModel, unit: Tensor, batch: Batch, targets: Tensor, where: Tensor, checked: int
+    model: SequenceModel,
+    unit: Tensor,
+    batch: Batch,
+    targets: Tensor,
+    where: Tensor,
+    out: Tensor,
+    checked: int,
 ) -> tuple[Batch, Tensor]:
-    """Each history with the best exchange of one event at ``where`` (B, L), or as it was; their goals (B,)."""
+    """Each history with the best exchange of one event, or as it was; their goals (B,).
+
+    Args:
+        where: (B, L) bool, events that may be exchanged. out: (B, N) bool, items that may not be taken.
+    """
     start = _read(unit, batch).requires_grad_(True)
     goal = _goal(model, start, batch, unit, targets)
     (gradient,) = torch.autograd.grad(goal.sum(), start)
-    out = _held(batch, len(unit)).index_fill(1, targets, True)
     effects, positions, items = _promising(gradient, start.detach(), unit, where, out, checked)
     best, rows = goal.detach(), batch.items
     with torch.no_grad():
@@ -174,10 +184,12 @@ def _promising(
     return best.values, positions.gather(1, best.indices), items.gather(1, best.indices)
 
 
-def _held(batch: Batch, count: int) -> Tensor:
-    """(B, N) bool: items in each history."""
-    times = torch.zeros((len(batch.items), count))
-    return times.scatter_add_(1, batch.items, batch.mask.float()) > 0
+def _taken(batch: Batch, attacked: Batch, targets: Tensor, count: int) -> Tensor:
+    """(B, N) bool: the targets, and items in each history as it was or is."""
+    events = torch.zeros((len(batch.items), count))
+    for histories in (batch, attacked):
+        events.scatter_add_(1, histories.items, histories.mask.float())
+    return (events > 0).index_fill(1, targets, True)
 
 
 def _pace(batch: Batch) -> Tensor:

@@ -143,8 +143,7 @@ def test_what_an_attack_put_into_a_history_is_not_shown(corpus, model, table, qu
     scores = HistoriesAttacked(corpus, model, table, Fixed(), TARGETS, 1).scores(queries)
     assert torch.isinf(scores[:, 40]).all()
     assert torch.isfinite(scores[:, 41:]).all()
-    told = queries[corpus.codes[queries] != 40]
-    assert torch.isfinite(scores[np.arange(len(told)), corpus.codes[told]]).all()
+    assert torch.isfinite(scores[:, :40]).all()  # what the user had is left to who asks
 
 
 def test_small_batches_answer_as_large_ones(corpus, model, table, queries, monkeypatch):
@@ -197,8 +196,24 @@ def test_a_probe_reports_what_can_be_written_down(corpus, model, table, queries,
     assert json.loads(json.dumps(found)) == found
     assert found["kind"] == kind
     assert kind in told[0]
-    assert ("guarded" in found) == (kind in TEXT_ATTACKS)
+    assert ("guarded" in found) == ("untouched" in found) == (kind in TEXT_ATTACKS)
     assert found == probe(*asked, means=Means(events=1, words=2, steps=2), encode=encode)
+
+
+def test_targets_are_also_probed_as_if_nobody_had_touched_them(corpus, model, table, queries):
+    known = np.array([3])  # has an id, which its text must speak against
+    asked = (Learner(corpus, model, table), model.state_dict(), 200, "greedy", known, queries, 0, print)
+    found = probe(*asked, encode=encode)
+    slots = table.slots.copy()
+    slots[known] = -1
+    blank = replace(table, slots=slots)
+    rng = np.random.default_rng(0)
+    by_hand = text_attacked(
+        corpus, model, blank, known, queries, "greedy", encode, rng, known=corpus.arrival < 200
+    )
+    assert found["untouched"]["after"] == by_hand["after"]
+    assert found["untouched"]["before"] != found["before"]
+    assert found["untouched"]["guarded"]["degrees"] <= found["untouched"]["guarded"]["guard"] + 0.1
 
 
 def test_an_unknown_kind_is_refused(corpus, model, table, queries):
