@@ -11,7 +11,7 @@ from training.config import ModelConfig
 from training.data import Batch
 from training.model import SequenceModel
 
-ROWS, LENGTH, ITEMS = 12, 8, 60
+ROWS, LENGTH, ITEMS = 64, 8, 60
 TARGETS = torch.tensor([7, 31])
 PACE = 30_000
 
