@@ -1,12 +1,13 @@
 """What a changed text may do: it is cleaned before it is encoded, and its vector may move only so far.
 
-An item's text is written by whoever sells it. Beyond ``most_degrees`` its vector stops on the great circle between the
-old and the new one (slerp: Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985, section 3.3). The cap
-holds from the vector that is trusted, not from the last one seen: many small steps reach no farther than one. An item
-without a trusted vector, a new one, is only cleaned.
+An item's text is written by whoever sells it. Beyond ``most_degrees`` its vector stops on the great circle between
+the old and the new one (slerp: Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985, section 3.3). The
+cap holds from the vector that is trusted, not from the last one seen: many small steps reach no farther than one. An
+item without a trusted vector, a new one, is only cleaned.
 
-The angle does not tell the honest from the others: in short titles a typo moves all-MiniLM-L6-v2's vector by 30 degrees
-in the middle, an attack's five words by 25 to 50. It need not: who mends a typo loses nothing where the vector stays.
+The angle does not tell the honest from the others: in short titles a typo moves the vector of all-MiniLM-L6-v2 by 30
+degrees in the middle, an attack's five words by 25 to 50. It need not: who mends a typo loses nothing where the
+vector stays.
 
 Cleaning takes out what no reader sees or needs: compatibility forms (NFKC, Unicode Standard Annex 15), zero-width and
 control characters (Boucher, Shumailov, Anderson and Papernot, Bad characters, IEEE S&P 2022), letters of another
