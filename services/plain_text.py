@@ -110,16 +110,35 @@ def since_ms(text: str, now: Callable[[], datetime] = lambda: datetime.now(UTC))
     Raises:
         ValueError: it is neither.
     """
-    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-    number, unit = text[:-1], text[-1:]
     try:
-        if unit in units and number.isascii() and number.isdigit():
-            then = now() - timedelta(**{units[unit]: int(number)})
-        else:
-            then = datetime.fromisoformat(text)
+        ago = _duration(text)
+        then = datetime.fromisoformat(text) if ago is None else now() - ago
         return round((then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
         raise ValueError(
             "expected a time such as 2026-11-22T10:00 (UTC), or how long ago: 15m, 2h, 7d; "
             f"got {printable(text, 60)!r}"
         ) from None
+
+
+def duration_ms(text: str) -> int:
+    """Read `15m`, `2h`, `7d` as milliseconds.
+
+    Raises:
+        ValueError: it is no such duration, or none at all.
+    """
+    try:
+        found = _duration(text)
+    except OverflowError:
+        found = None
+    if not found:
+        raise ValueError(f"expected a duration such as 15m, 2h or 7d; got {printable(text, 60)!r}")
+    return round(found.total_seconds() * 1000)
+
+
+def _duration(text: str) -> timedelta | None:
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if unit in units and number.isascii() and number.isdigit():
+        return timedelta(**{units[unit]: int(number)})
+    return None

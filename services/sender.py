@@ -34,15 +34,18 @@ class Sender:
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._lock = threading.Lock()
 
-    def send(self, key: str, record: Mapping[str, Any] | None) -> Any:
+    def send(self, key: str, record: Mapping[str, Any] | None, time_ms: int | None = None) -> Any:
         """Send a record (None: a tombstone) and return its future.
+
+        Args:
+            time_ms: the record's own time, epoch ms; None: now.
 
         Raises:
             SendError: this record or an earlier one failed.
         """
         value = None if record is None else json.dumps(record, ensure_ascii=False).encode()
         try:
-            future = self._producer.send(self.topic, key=key.encode(), value=value)
+            future = self._producer.send(self.topic, key=key.encode(), value=value, timestamp_ms=time_ms)
         except KafkaError as error:
             raise self._failed(error) from error
         self.sent += 1

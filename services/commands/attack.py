@@ -1,21 +1,25 @@
-"""`headrace attack`: what fake users can do to a model, measured on a recorded stream."""
+"""`headrace attack`: what fake users can do to a model, on a recorded stream and on a running system."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from services.commands import SettingsOption, fail, load
 from services.commands.changes import changed, parsed
+
+if TYPE_CHECKING:
+    from services.streamed_attack import Planned
 
 app = typer.Typer(
     name="attack",
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Attack a model on a recorded stream, and measure what it did.",
+    help="Attack a model on a recorded stream, or a running system, and see what it does.",
 )
 
 
@@ -112,6 +116,95 @@ def run(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n")
         console.print(f"written: {out}")
+
+
+@app.command()
+def stream(
+    kind: Annotated[
+        str, typer.Option(help="Which shilling attack; `headrace attack list` names them.")
+    ] = "bandwagon",
+    size: Annotated[str, typer.Option(help="Fake users as a share of the honest ones: 5% or 0.05.")] = "5%",
+    targets: Annotated[
+        int, typer.Option(min=1, help="Items that are attacked, drawn from the rare ones.")
+    ] = 5,
+    item: Annotated[
+        list[str] | None,
+        typer.Option("--item", metavar="ID", help="Attack this item instead; several times if wanted."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of targets and fake users.")] = 0,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Events per second; default: as fast as the broker takes them."),
+    ] = None,
+    span: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Event time in which fake users act, from the stream's newest event on: 30m, 2h. "
+            "Default: the window that is open now.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the ids of fake users and targets to this JSON file.")
+    ] = None,
+    settings: SettingsOption = None,
+) -> None:
+    """Stream a shilling attack into a running system, as ordinary events.
+
+    For a system of your own: fake users stay in its topic and its state until they are purged. Run it where the
+    pipeline keeps its data, with the pipeline's settings: the attacker knows its closed windows and its catalogue.
+
+    Example: `headrace attack stream --size 5% --targets 3 --out attack.json`
+    """
+    from services.errors import SendError
+    from services.plain_text import duration_ms
+    from services.streamed_attack import AttackError, Order, plan, send
+    from streaming.errors import StreamingError
+
+    loaded = load(settings)
+    try:
+        span_ms = None if span is None else duration_ms(span)
+    except ValueError as error:
+        fail(f"--span: {error}")
+    order = Order(kind, _share(size), targets, tuple(item or ()), seed, span_ms)
+    try:
+        planned = plan(loaded, order)
+        if out is not None:  # before the first event: whoever is sent can be found again
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(
+                json.dumps(planned.report(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+        sent = send(loaded, planned, rate)
+    except (AttackError, SendError, StreamingError) as error:
+        fail(str(error), 1)
+    _tell_streamed(planned, sent, out)
+
+
+def _tell_streamed(planned: "Planned", sent: int, out: Path | None) -> None:
+    from services.plain_text import console, moment, printable
+
+    told, order = console(), planned.order
+    told.print(
+        f"{order.kind}: {len(planned.users):,} fake users ({order.size:.1%} of {planned.honest_users:,}) sent "
+        f"{sent:,} events to topic {printable(planned.topic)}, dated {moment(planned.start_ms)} to "
+        f"{moment(planned.stop_ms)} UTC (window {', '.join(planned.windows)}).",
+        soft_wrap=True,
+    )
+    table = Table()
+    for column in ("target", "title", "events so far"):
+        table.add_column(column)
+    for item, title, before in zip(planned.targets, planned.titles, planned.before, strict=True):
+        table.add_row(Text(printable(item, 40)), Text(printable(title, 60)), f"{before:,}")
+    told.print(table)
+    if out is not None:
+        told.print(f"written: {out}", soft_wrap=True)
+    told.print(
+        "When the window closes, the learner screens it before it learns from it. Then look at\n"
+        "  headrace quarantine list          who is held, and why\n"
+        "  GET /v1/stats                     learner.trust: the newest screen; trust.screened: the newest in state\n"
+        "  GET /v1/models                    what the gate said of the model that learned from the window",
+        soft_wrap=True,
+    )
 
 
 def _tell_poisoned(console: Console, report: dict[str, Any]) -> None:
