@@ -173,8 +173,12 @@ class Stage:
         return made
 
     def fakes(self) -> Sequences:
-        """The scenario's fake users, every event of theirs in the window."""
+        """The scenario's fake users, every event of theirs in the window; kept, as some take a minute to make."""
         corpus, scenario = self.corpus, self.scenario
+        kept = self.file("fakes", f"{scenario}{corpus.name}{len(corpus)}", ".npz")
+        if kept.is_file():
+            with np.load(kept, allow_pickle=False) as arrays:
+                return Sequences(**arrays)
         known = corpus.arrival < self.low
         hashes = np.arange(1, corpus.num_items + 1, dtype=np.uint64)
         view = View(rows_of(corpus, known), corpus.codes[known], hashes, corpus.category_pairs)
@@ -184,7 +188,9 @@ class Stage:
         budget = Budget(users, first, max(int(times[self.high - 1]), first + 1))
         rng = np.random.default_rng([scenario.seed, 1])
         found = ATTACKS[scenario.kind]().poison(view, self.targets, budget, rng).sequences
-        return replace(found, target_from=np.zeros_like(found.target_from))
+        made = replace(found, target_from=np.zeros_like(found.target_from))
+        np.savez(kept, **{name: value for name, value in vars(made).items() if value is not None})
+        return made
 
     def file(self, what: str, told: str, suffix: str) -> Path:
         """Where something that depends on all that is told is kept."""
@@ -226,6 +232,7 @@ def run(
     kept = stage.file("attack", told, ".json")
     if kept.is_file():
         report: dict[str, Any] = json.loads(kept.read_text())
+        tell("taken from the last run: nothing it depends on has changed")
         return report
     clean = stage.honest()
     fakes = stage.fakes()

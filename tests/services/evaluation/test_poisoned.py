@@ -100,6 +100,14 @@ def test_an_attack_from_the_command_line(folder):
     assert json.loads((folder / "out.json").read_text()) == report
 
 
+def test_attacks_on_a_model_that_stays_as_it_is(folder):
+    for kind in ("append", "pgd"):
+        run(folder, "--kind", kind, "--targets", "2", "--out", folder / "served.json")
+        report = json.loads((folder / "served.json").read_text())
+        assert report["kind"] == kind
+        assert report["after"]["ndcg@10"] <= report["before"]["ndcg@10"] + 0.05
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -116,4 +124,5 @@ def test_wrong_arguments_are_named(folder, arguments, named):
 def test_the_attacks_are_listed():
     listed = CliRunner().invoke(app, ["attack", "list"], env={"COLUMNS": "200"}).output
     assert "bandwagon" in listed
-    assert "demoted" in listed
+    for name in ("targets down", "append", "greedy", "pgd"):
+        assert name in listed
