@@ -103,6 +103,8 @@ def robustness(
     found |= {"minutes": round((time.monotonic() - began) / 60, 1), "machine": machine()}
     found |= {"versions": versions("headrace", "torch", "deepspeed", "numpy")}
     console.print(_table(found))
+    for warning in headline["fairness"]["warnings"]:
+        console.print(f"[yellow]a defence hurts a group[/]: {warning}")
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(found, indent=1) + "\n")

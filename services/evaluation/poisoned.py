@@ -26,7 +26,7 @@ from services.evaluation.ours import SequenceScorer
 from services.evaluation.ranking import TOP
 from services.evaluation.streamed import StreamLearner
 from training.attacks import ATTACKS, Budget, View
-from training.config import AdversarialConfig, TrainingSettings
+from training.config import AdversarialConfig, InfluenceConfig, TrainingSettings
 from training.data import Sequences, concat
 from training.influence import limited
 from training.metrics import ndcg, ranks_of
@@ -41,6 +41,7 @@ _TAIL, _HEAD = (
     0.05,
 )  # unpopular: the least frequent quarter of the items; head: the most frequent twentieth
 _POWER = 0.05  # of the honest users, those with the most events in the window
+_LATER = {"window_lr", "epochs_per_window", "replay_ratio", "replay_windows", "trust", "gate", "adversarial"}
 _LEARNED_WINDOWS = 8  # before the attacked one, of its size, that the detector learns from
 
 
@@ -117,6 +118,8 @@ class Stage:
             corpus, settings.model_copy(update={"seed": scenario.seed}), cache, tell=tell
         )
         self.settings = self.learner.settings
+        changed = self.settings.model_dump_json(exclude_defaults=True)
+        self.told = f"{changed}{corpus.name}{len(corpus)}{self.low}{self.high}"  # what all results depend on
         self._half_life_ms = settings.popularity_half_life_h * 3.6e6
 
     def before(self) -> dict[str, Tensor]:
@@ -158,7 +161,8 @@ class Stage:
         size = self.high - self.low
         cuts = [self.low - size * back for back in range(_LEARNED_WINDOWS, -1, -1)]
         cuts = [cut for cut in cuts if cut > 0]
-        told = f"{self.corpus.name}{len(self.corpus)}{cuts}{kinds}{self.settings.trust}{self._half_life_ms}"
+        trust = self.settings.trust.model_dump_json(exclude_defaults=True)
+        told = f"{self.corpus.name}{len(self.corpus)}{cuts}{kinds}{trust}{self._half_life_ms}"
         kept = self.file("detector", f"{told}{self.scenario.seed}", ".safetensors")
         if kept.is_file():
             return Detector.load(kept)
@@ -199,8 +203,8 @@ class Stage:
 
     def honest(self) -> Learned:
         """The honest window learned; kept for the next attack."""
-        told = f"{self.settings.model_dump_json()}{self.corpus.name}{len(self.corpus)}{self.low}{self.high}"
-        told += self.scenario.kind if self.settings.trust.enabled else ""  # the detector depends on it
+        # The detector depends on what it was not told of.
+        told = self.told + (self.scenario.kind if self.settings.trust.enabled else "")
         kept = self.file("window", told, ".pt")
         if kept.is_file():
             return Learned(**torch.load(kept, weights_only=True))
@@ -228,7 +232,7 @@ def run(
         DatasetError: the stream is too short for the scenario.
     """
     stage = Stage(corpus, settings, scenario, cache, tell)
-    told = json.dumps(asdict(scenario)) + stage.settings.model_dump_json() + f"{corpus.name}{len(corpus)}"
+    told = json.dumps(asdict(scenario)) + stage.told
     kept = stage.file("attack", told, ".json")
     if kept.is_file():
         report: dict[str, Any] = json.loads(kept.read_text())
@@ -313,12 +317,12 @@ def clean_model(
 
     Every attack and every defence begins from these, so that a table of them costs one training.
     """
-    defaults = TrainingSettings()
-    later = ("window_lr", "epochs_per_window", "replay_ratio", "replay_windows", "trust", "influence", "gate")
-    plain = {name: getattr(defaults, name) for name in later}
-    plain |= {"adversarial": AdversarialConfig(enabled=False)}
-    learner = StreamLearner(corpus, settings.model_copy(update=plain), cache, tell=tell)
-    told = f"{learner.settings.model_dump_json()}{corpus.name}{len(corpus)}{upto}"
+    plain = settings.model_copy(update={"adversarial": AdversarialConfig(enabled=False)})
+    plain = plain.model_copy(update={"influence": InfluenceConfig()})
+    learner = StreamLearner(corpus, plain, cache, tell=tell)
+    # What belongs to windows, to judging and to the live learner has no say in a training from scratch.
+    told = learner.settings.model_dump_json(exclude_defaults=True, exclude=_LATER)
+    told += f"{corpus.name}{len(corpus)}{upto}"
     kept = cache / f"clean-{hashlib.sha256(told.encode()).hexdigest()[:16]}.pt"
     if kept.is_file():
         weights: dict[str, Tensor] = torch.load(kept, weights_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from services.evaluation import poisoned
 from services.evaluation.corpus import Corpus
+from services.evaluation.groups import by_group, compared, groupings, head_share
 from services.evaluation.poisoned import Scenario, Stage
 from services.evaluation.probed import Means, probe
 from services.evaluation.ranking import ask
@@ -119,13 +120,15 @@ def _run(
         "variant": variant,
         "seed": seed,
         "clean": {"ndcg@10": ndcg(answers.ranks), "hr@10": hit_rate(answers.ranks)},
+        "groups": by_group(answers, groupings(corpus, stage.queries, corpus.arrival < stage.low)),
+        "head_share": head_share(answers.top, corpus, corpus.arrival < stage.low),
         "false_quarantine": honest.held,
         "step_seconds": honest.seconds / max(honest.steps, 1),
         "steps": honest.steps,
     }
 
     def probed(kind: str, means: Means) -> dict[str, Any]:
-        told = f"{variant}{stage.settings.model_dump_json()}{scenario}{kind}{means}{corpus.name}{len(corpus)}"
+        told = f"{scenario}{kind}{means}{stage.told}"
         kept = stage.file("probe", told, ".json")
         if kept.is_file():
             known: dict[str, Any] = json.loads(kept.read_text())
@@ -181,15 +184,16 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
     texts = {kind: pairs(text_gain(kind)) for kind in plan.texts}
     clean = pairs(lambda run: run["clean"]["ndcg@10"])
     pgd = pairs(lambda run: run["pgd"]["after"]["ndcg@10"])
+    together = np.concatenate([np.zeros((0, 2)), *attacked.values()])
     cost = pairs(lambda run: run["step_seconds"])
     detectors = [run["poison"][kind].get("detector") for run in mine.values() for kind in plan.kinds]
     seen = [one for one in detectors if one]
     held = [run["false_quarantine"] for run in mine.values() if run["false_quarantine"] is not None]
-    overlaps = pairs(lambda run: float(np.mean([run["poison"][kind]["overlap@10"] for kind in plan.kinds])))
+    overlaps = [pairs(_overlap(kind)).mean(axis=0) for kind in plan.kinds]
     return {
         "exposure_lift_reduction": {kind: reduction(gains) for kind, gains in attacked.items()},
-        "exposure_lift_reduction_mean": reduction(np.concatenate(list(attacked.values()))),
-        "exposure_lift_reduction_ci": _interval(np.concatenate(list(attacked.values()))),
+        "exposure_lift_reduction_mean": reduction(together),
+        "exposure_lift_reduction_ci": _interval(together),
         "exposure_gain": {kind: gains.mean(axis=0).tolist() for kind, gains in attacked.items()},
         "hr50_lift_reduction": {kind: reduction(gains) for kind, gains in seen50.items()},
         "text_lift_reduction": reduction(np.concatenate(list(texts.values()))) if texts else None,
@@ -199,7 +203,7 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
         "clean_ndcg_changes": (clean[:, 0] / clean[:, 1] - 1).tolist(),
         "pgd_ndcg": pgd.mean(axis=0).tolist(),
         "pgd_ndcg_change": _change(pgd),
-        "overlap": overlaps.mean(axis=0).tolist(),
+        "overlap": np.mean(overlaps, axis=0).tolist() if overlaps else None,
         "detector_auc": float(np.mean([one["auc"] for one in seen])) if seen else None,
         "detector_auc_least": min((one["auc"] for one in seen), default=None),
         "caught": float(np.mean([one["caught"] for one in seen])) if seen else None,
@@ -211,8 +215,16 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
         "false_quarantine_power": float(np.mean([one["false_quarantine_power"] for one in seen]))
         if seen
         else None,
+        "fairness": compared(
+            [bare[seed]["groups"] for seed in seeds], [mine[seed]["groups"] for seed in seeds]
+        ),
+        "head_share": pairs(lambda run: run["head_share"]).mean(axis=0).tolist(),
         "step_cost_ratio": float(cost[:, 0].mean() / cost[:, 1].mean()),
     }
+
+
+def _overlap(kind: str) -> Callable[[dict[str, Any]], float]:
+    return lambda run: run["poison"][kind]["overlap@10"]  # type: ignore[no-any-return]
 
 
 def reduction(gains: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
