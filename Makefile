@@ -8,9 +8,13 @@ DURATION ?=
 REPORT ?=
 DATASET ?=
 PORT ?= 8000
+SMALL ?=
+COMMA := ,
+# a recipe of the dataset's name, if there is one
+ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdir $(DATASET:/=)).toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-train results faults format clean
+.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-train robustness results faults format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -54,8 +58,14 @@ bench-soak: $(READY) ## ten minutes of load: memory of every process over time
 bench-train: $(READY) ## training targets per second beside RecBole's SASRec
 	@$(BIN)/python -m tests.bench.train $(if $(REPORT),--report $(REPORT))
 
-results: $(READY) ## rebuild docs/results.md from the evaluation reports in docs/results/quality
+robustness: $(READY) ## attacks on a model with and without defences: DATASET=folder; SMALL=1 takes minutes
+	@test -n "$(DATASET)" || { echo "name a dataset folder: make robustness DATASET=data/shop"; exit 1; }
+	@$(BIN)/headrace robustness --dataset $(DATASET) $(ROBUST_SETTINGS) $(if $(REPORT),--report $(REPORT)) \
+	  $(if $(SMALL),--seeds 0 --texts keywords$(COMMA)prefix)
+
+results: $(READY) ## rebuild docs/results.md and docs/robustness.md from the reports in docs/results
 	@$(BIN)/python -m tests.bench.results
+	@$(BIN)/python -m tests.bench.robustness
 
 faults: $(READY) ## 50 kills and cut connections during 300,000 events: what was lost or doubled
 	@$(BIN)/python -m tests.faults $(if $(REPORT),--report $(REPORT))

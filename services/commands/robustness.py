@@ -1,6 +1,8 @@
 """`headrace robustness`: what attacks do to a model with and without defences, as a table."""
 
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -100,6 +102,7 @@ def robustness(
     )
     found = {**{key: headline[key] for key in keys}, **found}
     found |= {"settings": training.model_dump(mode="json", exclude_defaults=True)}
+    found["command"] = shlex.join(["headrace", *sys.argv[1:]])
     found |= {"minutes": round((time.monotonic() - began) / 60, 1), "machine": machine()}
     found |= {"versions": versions("headrace", "torch", "deepspeed", "numpy")}
     console.print(_table(found))
