@@ -92,6 +92,14 @@ class TrustConfig(Section):
     refit_windows: int = Field(16, ge=1, description="trained windows after which it learns anew")
 
 
+class GanConfig(Section):
+    """Generated histories that are learned from beside the real ones."""
+
+    enabled: bool = Field(False, description="add generated histories to every window")
+    share: float = Field(0.2, gt=0, le=10, description="generated users per real one")
+    weight: float = Field(0.3, gt=0, le=1, description="what an event of theirs counts in the loss")
+
+
 class InfluenceConfig(Section):
     """How much one user, one item or one sequence may weigh in what is learned from a window."""
 
@@ -181,6 +189,7 @@ class TrainingSettings(Section):
     adversarial: AdversarialConfig = AdversarialConfig()
     trust: TrustConfig = TrustConfig()
     influence: InfluenceConfig = InfluenceConfig()
+    gan: GanConfig = GanConfig()
     gate: GateConfig = GateConfig()
 
     text_encoder: str = Field(

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from streaming.config import StreamingSettings
 from streaming.windows import complete_windows, iso
 from training import engine as engines
+from training.augment import augmented
 from training.bundle import load_bundle
 from training.config import ModelConfig, TrainingSettings
 from training.current_encoder import SavedEncoder, encoder_of
@@ -234,6 +235,9 @@ class Worker:
             window=iso(plan.train[-1]),
         )
         new = limited(self._read(plan.train), self.progress.popularity, self.settings.influence)
+        if self.settings.gan.enabled:
+            generated = augmented(new, self.settings.gan, self.settings.seed) if self.rank == 0 else None
+            new = self.agree(generated)
         old = self._read(plan.replay) if plan.replay else None
         self._refresh_table(new, old)
         if self.table is None:

@@ -26,6 +26,7 @@ from services.evaluation.ours import SequenceScorer
 from services.evaluation.ranking import TOP
 from services.evaluation.streamed import StreamLearner
 from training.attacks import ATTACKS, Budget, View
+from training.augment import augmented
 from training.config import AdversarialConfig, InfluenceConfig, TrainingSettings
 from training.data import Sequences, concat
 from training.influence import limited
@@ -41,7 +42,10 @@ _TAIL, _HEAD = (
     0.05,
 )  # unpopular: the least frequent quarter of the items; head: the most frequent twentieth
 _POWER = 0.05  # of the honest users, those with the most events in the window
-_LATER = {"window_lr", "epochs_per_window", "replay_ratio", "replay_windows", "trust", "gate", "adversarial"}
+_LATER = {
+    *("window_lr", "epochs_per_window", "replay_ratio", "replay_windows"),
+    *("trust", "gate", "adversarial", "gan"),
+}
 _LEARNED_WINDOWS = 8  # before the attacked one, of its size, that the detector learns from
 
 
@@ -135,6 +139,7 @@ class Stage:
             if self.settings.trust.enabled and (detector := self.detector()) is not None:
                 seen.append(screen(whole, self.past(self.low), detector))
                 whole = seen[0].applied(whole)
+            whole = augmented(whole, self.settings.gan, self.scenario.seed)
             return limited(whole, self.past(self.low), self.settings.influence)
 
         trainer = self.learner.trainer(self.before())

@@ -26,7 +26,7 @@ from training.metrics import hit_rate, ndcg
 from training.text_guard import TextGuard
 
 NONE, ALL = "none", "all"
-VARIANTS = (NONE, "adversarial", "trust", "influence", ALL)
+VARIANTS = (NONE, "adversarial", "trust", "influence", "gan", ALL)
 POISON = ("bandwagon", "segment", "gan", "optimised")
 TEXTS = ("keywords", "prefix", "greedy")
 _RESAMPLED = 2000
@@ -63,8 +63,9 @@ def with_defence(settings: TrainingSettings, name: str) -> TrainingSettings:
         raise ValueError(f"expected a defence of {', '.join(VARIANTS)}; got {name!r}")
 
     def on(part: str) -> bool:
-        # In the headline caps are on where the settings have them on: trust makes most of them needless.
-        return name == part or (name == ALL and (part != "influence" or settings.influence.enabled))
+        # In the headline, what is off by default is on where the settings have it on.
+        optional = {"influence": settings.influence.enabled, "gan": settings.gan.enabled}
+        return name == part or (name == ALL and optional.get(part, True))
 
     adversarial = settings.adversarial.model_copy(update={"start_step": 0})
     changes = {
@@ -73,6 +74,7 @@ def with_defence(settings: TrainingSettings, name: str) -> TrainingSettings:
         else AdversarialConfig(enabled=False),
         "trust": settings.trust.model_copy(update={"enabled": on("trust")}),
         "influence": settings.influence.model_copy(update={"enabled": on("influence")}),
+        "gan": settings.gan.model_copy(update={"enabled": on("gan")}),
     }
     return settings.model_copy(update=changes)
 
