@@ -9,7 +9,6 @@ REPORT ?=
 DATASET ?=
 PORT ?= 8000
 SMALL ?=
-COMMA := ,
 # a recipe of the dataset's name, if there is one
 ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdir $(DATASET:/=)).toml))
 
@@ -61,7 +60,7 @@ bench-train: $(READY) ## training targets per second beside RecBole's SASRec
 robustness: $(READY) ## attacks on a model with and without defences: DATASET=folder; SMALL=1 takes minutes
 	@test -n "$(DATASET)" || { echo "name a dataset folder: make robustness DATASET=data/shop"; exit 1; }
 	@$(BIN)/headrace robustness --dataset $(DATASET) $(ROBUST_SETTINGS) $(if $(REPORT),--report $(REPORT)) \
-	  $(if $(SMALL),--seeds 0 --texts keywords$(COMMA)prefix)
+	  $(if $(SMALL),--seeds 0 --texts keywords)
 
 results: $(READY) ## rebuild docs/results.md and docs/robustness.md from the reports in docs/results
 	@$(BIN)/python -m tests.bench.results

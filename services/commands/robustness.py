@@ -21,7 +21,7 @@ def robustness(
     kinds: Annotated[
         str, typer.Option(help="Attacks on the stream; `headrace attack list` names them.")
     ] = "bandwagon,segment,gan,optimised",
-    texts: Annotated[str, typer.Option(help="Attacks on items' texts.")] = "keywords,prefix,greedy",
+    texts: Annotated[str, typer.Option(help="Attacks on items' texts.")] = "keywords,greedy",
     defences: Annotated[
         str,
         typer.Option(help="Measured against none: all, or one by one: adversarial,trust,influence,all."),

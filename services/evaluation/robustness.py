@@ -28,7 +28,7 @@ from training.text_guard import TextGuard
 NONE, ALL = "none", "all"
 VARIANTS = (NONE, "adversarial", "trust", "influence", "gan", ALL)
 POISON = ("bandwagon", "segment", "gan", "optimised")
-TEXTS = ("keywords", "prefix", "greedy")
+TEXTS = ("keywords", "greedy")
 _RESAMPLED = 2000
 
 
@@ -178,10 +178,7 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
     seen50 = {kind: pairs(poison_gain(kind, "hr@50")) for kind in plan.kinds}
 
     def text_gain(kind: str) -> Callable[[dict[str, Any]], float]:
-        # The guard belongs to the whole of the defences; the others are measured on what they make of the model.
-        return lambda run: (run["texts"][kind]["guarded"] if run["variant"] == ALL else run["texts"][kind])[
-            "gain"
-        ]
+        return lambda run: text_after(run, kind)["gain"]  # type: ignore[no-any-return]
 
     texts = {kind: pairs(text_gain(kind)) for kind in plan.texts}
     clean = pairs(lambda run: run["clean"]["ndcg@10"])
@@ -223,6 +220,15 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
         "head_share": pairs(lambda run: run["head_share"]).mean(axis=0).tolist(),
         "step_cost_ratio": float(cost[:, 0].mean() / cost[:, 1].mean()),
     }
+
+
+def text_after(run: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What an attack on texts came to, for targets that nobody has touched: those with an id hardly move.
+
+    The guard belongs to the whole of the defences; the others are measured on what they make of the model.
+    """
+    found: dict[str, Any] = run["texts"][kind]["untouched"]
+    return found["guarded"] if run["variant"] == ALL else found
 
 
 def _overlap(kind: str) -> Callable[[dict[str, Any]], float]:

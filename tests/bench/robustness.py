@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from services.evaluation.robustness import text_after
 from tests.bench.results import lines_of
 
 FOLDER, PAGE = Path("docs/results/robustness"), Path("docs/robustness.md")
@@ -121,16 +122,15 @@ def attacks(report: Report) -> list[str]:
             )
     for kind in report["plan"]["texts"]:
         for variant in shown:
-            runs = [run["texts"][kind] for run in report["runs"] if run["variant"] == variant]
-            after = [run["guarded"] if variant == "all" else run for run in runs]
-            exposed = sum(run["after"]["exposure@10"] for run in after) / len(after)
-            fifty = sum(run["after"]["hr@50"] for run in after) / len(after)
+            runs = [run for run in report["runs"] if run["variant"] == variant]
+            before = [run["texts"][kind]["untouched"] for run in runs]
+            after = [text_after(run, kind) for run in runs]
             cells = [
-                f"{_of(runs, 'before', 'exposure@10'):.4f} → {exposed:.4f}",
-                "",
-                f"{_of(runs, 'before', 'hr@50'):.4f} → {fifty:.4f}",
+                f"{_of(before, 'before', key):.4f} → {_of(after, 'after', key):.4f}"
+                for key in ("exposure@10", "hr@10", "hr@50", "ndcg@10")
             ]
-            rows.append([f"text: {kind}", variant, *cells, "", ""])
+            common = sum(one["overlap@10"] for one in after) / len(after)
+            rows.append([f"text of untouched items: {kind}", variant, *cells, f"{common:.0%}"])
     header = ("attack", "defences", "targets' exposure@10", "HR@10", "HR@50", "NDCG@10", "lists in common")
     return [
         "Honest window → attacked window (texts: before → after), means over seeds:",

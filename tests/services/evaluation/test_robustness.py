@@ -39,7 +39,7 @@ def a_run(variant: str, seed: int, after: float, text: float, ndcg: float, pgd: 
         "seed": seed,
         "clean": {"ndcg@10": ndcg, "hr@10": ndcg},
         "pgd": {"after": {"ndcg@10": pgd}},
-        "texts": {"prefix": {"gain": 0.5, "guarded": {"gain": text}}},
+        "texts": {"prefix": {"untouched": {"gain": 0.5, "guarded": {"gain": text}}}},
         "poison": {"bandwagon": poisoned(0.01, after, **({"detector": detector} if variant != NONE else {}))},
         "false_quarantine": 0.002 if variant != NONE else None,
         "step_seconds": cost,
