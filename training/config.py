@@ -65,7 +65,7 @@ class AdversarialConfig(Section):
     steps: int = Field(
         1, ge=1, le=20, description="1 = FGM, more = PGD (each step costs a forward and a backward)"
     )
-    share: float = Field(0.5, ge=0, le=1, description="weight of the perturbed loss")
+    share: float = Field(0.2, ge=0, le=1, description="weight of the perturbed loss")
     batch_share: float = Field(1.0, gt=0, le=1, description="share of a batch's histories that are perturbed")
     start_step: int = Field(600, ge=0, description="optimiser steps trained clean before it begins")
     ramp_steps: int = Field(0, ge=0, description="steps over which the radius then grows to its full size")
