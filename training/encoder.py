@@ -141,7 +141,10 @@ def load_text_encoder(name_or_folder: str, pooling: str = "auto") -> TextEncoder
     if source.endswith(".gguf"):
         named, source = {"gguf_file": Path(source).name}, str(Path(source).parent)
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as hugging_logging
 
+    if Path(source).is_dir():  # a bar that is full at once says nothing
+        hugging_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **named)
         model = AutoModel.from_pretrained(source, dtype=torch.float32, **named)
