@@ -279,7 +279,8 @@ def detected(screened: Screen, honest: Sequences) -> dict[str, float]:
 
     Returns:
         ``auc`` of the scores; ``caught``, the share of fakes in quarantine, ``precision`` of quarantine;
-        ``false_quarantine`` of honest users and of the twentieth with most events; mean ``trust`` of both sides.
+        ``false_quarantine`` of honest users and of the twentieth with most events; mean trust of both sides, and of
+        honest users by how much they did.
     """
     fake = np.arange(len(screened.trust)) >= len(honest)
     held = screened.quarantined
@@ -296,6 +297,18 @@ def detected(screened: Screen, honest: Sequences) -> dict[str, float]:
         "false_quarantine_power": float(held[: len(honest)][power].mean()),
         "honest_trust": float(screened.trust[~fake].mean()),
         "fake_trust": float(screened.trust[fake].mean()),
+        "honest_trust_by_events": _by_events(screened.trust[: len(honest)], events),
+    }
+
+
+def _by_events(trust: NDArray[np.float32], events: Int64) -> dict[str, float]:
+    """Mean trust of users with few, some and many events in the window (thirds)."""
+    low, high = np.quantile(events, [1 / 3, 2 / 3])
+    third = (events > low).astype(np.int64) + (events > high)
+    return {
+        f"{name} events": float(trust[third == place].mean())
+        for place, name in enumerate((f"up to {low:.0f}", f"up to {high:.0f}", "more"))
+        if (third == place).any()
     }
 
 
