@@ -274,7 +274,7 @@ def run(
     return report
 
 
-def detected(screened: Screen, honest: Sequences) -> dict[str, float]:
+def detected(screened: Screen, honest: Sequences) -> dict[str, Any]:
     """How well fake users were told from the honest ones, whose rows stand first.
 
     Returns:
