@@ -69,6 +69,13 @@ class AdversarialConfig(Section):
     batch_share: float = Field(1.0, gt=0, le=1, description="share of a batch's histories that are perturbed")
     start_step: int = Field(600, ge=0, description="optimiser steps trained clean before it begins")
     ramp_steps: int = Field(0, ge=0, description="steps over which the radius then grows to its full size")
+    words: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="radius of δ on the word embeddings of a step's texts, as a share of their norm; 0 = none; for a "
+        "text encoder that is trained",
+    )
 
     def strength(self, step: int) -> float:
         """Share of the full radius at an optimiser step; 0 = not perturbed."""

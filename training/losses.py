@@ -142,10 +142,14 @@ class Objective(nn.Module):
         with torch.autocast(batch.items.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             used, batch, negatives = _narrow(batch, negatives)
             picked = (text, slots) if used is None else (text[used], slots[used])
+            attacked = strength > 0 and self.adversarial.enabled and self.adversarial.share > 0
             tie: Tensor | float = 0.0
+            words: Tensor | None = None
+            cached = picked[0]
             if self.tower is not None and live is not None:
-                vectors = self.tower.live_vectors(live)
-                picked = (put_live(picked[0], used, live, vectors), picked[1])
+                words = self.tower.words(live) if attacked and self.adversarial.words else None
+                vectors = self.tower.live_vectors(live, words)
+                picked = (put_live(cached, used, live, vectors), picked[1])
                 # The vectors' backward is a collective: it must run where this worker has no use for them too.
                 tie = 0.0 * vectors.sum()
             items_Nd = self.model.item_representations(*picked, generator=generator)
@@ -153,15 +157,25 @@ class Objective(nn.Module):
             losses_of, rows = self._losses_given(batch, items_Nd, negatives)
             losses = losses_of(history)
             clean = losses.sum() + tie
-            if strength <= 0 or not self.adversarial.enabled or self.adversarial.share == 0:
+            if not attacked:
                 return clean, clean.detach(), torch.zeros_like(clean.detach())
             count = math.ceil(self.adversarial.batch_share * len(history))
             among = losses[rows < count].sum()
             radius: Tensor | float = strength * self.adversarial.epsilon
             if self.adversarial.sizes == "vulnerable":
                 radius = radius * vulnerability(losses.detach(), rows, len(history))[:count]
-            some_of = self._losses_given(batch.first(count), items_Nd, negatives)[0]
-            perturbed = self._perturbed(lambda x: some_of(x).sum(), history, among, count, radius, generator)
+            items, moved = items_Nd, history
+            if words is not None and self.tower is not None and live is not None:
+                again = self.tower.live_vectors(live, self._misread(words, among + tie, strength))
+                tie = tie + 0.0 * again.sum()
+                text_now = put_live(cached, used, live, again)
+                items = self.model.item_representations(text_now, picked[1], generator=generator)
+                moved = items[batch.items] * batch.mask.unsqueeze(-1)
+            some_of = self._losses_given(batch.first(count), items, negatives)[0]
+            perturbed = (
+                self._perturbed(lambda x: some_of(x).sum(), history, moved[:count], among, radius, generator)
+                + tie
+            )
         mixed = clean + self.adversarial.share * (perturbed - among)
         # For the log: what the whole batch would lose if those left alone lost in proportion.
         shown = perturbed.detach() * clean.detach() / among.detach().clamp(min=1e-12)
@@ -171,26 +185,28 @@ class Objective(nn.Module):
         self,
         loss_of: Callable[[Tensor], Tensor],
         history: Tensor,
+        moved: Tensor,
         among: Tensor,
-        count: int,
         radius: float | Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Perturbed loss of the first ``count`` histories (batches are shuffled), whose clean loss is ``among``."""
+        """Perturbed loss of the first histories of a batch (batches are shuffled), whose clean loss is ``among``.
+
+        ``moved`` are they, with their texts misread where words are perturbed, too.
+        """
         config = self.adversarial
         if config.method == "freelb":
-            return freelb_losses(
-                loss_of, history[:count], epsilon=radius, steps=config.steps, generator=generator
-            )
+            return freelb_losses(loss_of, moved, epsilon=radius, steps=config.steps, generator=generator)
         (gradient,) = torch.autograd.grad(among, history, retain_graph=True)
-        delta = perturb(
-            loss_of,
-            history[:count],
-            epsilon=radius,
-            steps=config.steps,
-            first_gradient=gradient[:count],
-        )
-        return loss_of(history[:count] + delta)
+        first = gradient[: len(moved)]
+        delta = perturb(loss_of, moved, epsilon=radius, steps=config.steps, first_gradient=first)
+        return loss_of(moved + delta)
+
+    def _misread(self, words: Tensor, loss: Tensor, strength: float) -> Tensor:
+        """Word embeddings (S, T, H) moved to raise the loss (FGM, as in the paper that introduced it)."""
+        (gradient,) = torch.autograd.grad(loss, words, retain_graph=True)
+        radius = strength * self.adversarial.words
+        return words + perturb(lambda x: x.sum(), words, epsilon=radius, steps=1, first_gradient=gradient)
 
     def _losses_given(
         self, batch: Batch, items: Tensor, negatives: Negatives | None

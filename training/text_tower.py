@@ -89,15 +89,29 @@ class TextTower(nn.Module):
         """The transformer itself, inside what LoRA puts around it."""
         return self._plain[0]
 
-    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Encode S tokenised texts: ``input_ids`` and ``attention_mask`` (S, T) give (S, D), of unit length."""
-        hidden = self.transformer(**tokens).last_hidden_state.float()  # (S, T, D)
+    def forward(self, tokens: dict[str, Tensor], words: Tensor | None = None) -> Tensor:
+        """Encode S tokenised texts: ``input_ids`` and ``attention_mask`` (S, T) give (S, D), of unit length.
+
+        With ``words`` (S, T, H) these stand for the embeddings of the tokens.
+        """
+        named = dict(tokens)
+        if words is not None:
+            named = {"inputs_embeds": words, "attention_mask": named["attention_mask"]}
+        hidden = self.transformer(**named).last_hidden_state.float()  # (S, T, D)
         vectors: Tensor = pool(hidden, tokens["attention_mask"], self.pooling)
         return vectors
 
-    def live_vectors(self, live: LiveTexts) -> Tensor:
-        """(K, D) vectors of ``live.rows`` with gradient, on every worker (a collective with more than one)."""
-        mine: Tensor = self(live.tokens)
+    def words(self, live: LiveTexts) -> Tensor:
+        """(S, T, H) embeddings of the tokens of this worker's texts, to be asked for a gradient."""
+        embedded: Tensor = self.plain.get_input_embeddings()(live.tokens["input_ids"])
+        return embedded if embedded.requires_grad else embedded.requires_grad_(True)
+
+    def live_vectors(self, live: LiveTexts, words: Tensor | None = None) -> Tensor:
+        """(K, D) vectors of ``live.rows`` with gradient, on every worker (a collective with more than one).
+
+        With ``words``, see `words`, these are encoded.
+        """
+        mine: Tensor = self(live.tokens, words)
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return mine[: max(len(live.rows), 1)]
         from torch.distributed.nn.functional import all_gather
