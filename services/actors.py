@@ -86,7 +86,8 @@ class Actors:
         kill_actors(keep=self._prefix)
         training, folder = settings.training, settings.data_dir.resolve()
         due = CurrentEncoder(folder / "models", training.text_encoder, training.encoder_pooling)
-        self.cataloguer = self._actor("catalog", Cataloguer, 0.5, settings.kafka, folder / "catalog", due)
+        arguments = settings.kafka, folder / "catalog", due, training.text_guard.guard
+        self.cataloguer = self._actor("catalog", Cataloguer, 0.5, *arguments)
 
     def start_stream(self) -> None:
         """Create or find the shards and the ingestors, as the stored layout says."""

@@ -55,6 +55,9 @@ def run(
     size: Annotated[str, typer.Option(help="Fake users as a share of the honest ones: 1% or 0.01.")] = "1%",
     targets: Annotated[int, typer.Option(min=1, help="Items that are attacked.")] = 5,
     popular: Annotated[bool, typer.Option(help="Take targets from the head instead of the tail.")] = False,
+    scratch: Annotated[
+        bool, typer.Option(help="Train anew on history and window, instead of fine-tuning on the window.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of targets, fake users and training.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
@@ -96,7 +99,9 @@ def run(
         )
     if threads:
         torch.set_num_threads(threads)
-    scenario = Scenario(kind=kind, size=_share(size), targets=targets, popular=popular, seed=seed)
+    scenario = Scenario(
+        kind=kind, size=_share(size), targets=targets, popular=popular, seed=seed, scratch=scratch
+    )
     try:
         corpus = make_corpus(load_dataset(dataset))
         if kind in ATTACKS:

@@ -58,6 +58,7 @@ class Scenario:
         targets: how many items. popular: targets from the head instead of the tail.
         history, window: shares of the stream that are clean history, and the window with the attack.
         seed: of the targets, the fake users and the training.
+        scratch: the attack meets a training from scratch on history and window, and not a fine-tuning on the window.
     """
 
     kind: str = "bandwagon"
@@ -67,6 +68,7 @@ class Scenario:
     history: float = 0.85
     window: float = 0.05
     seed: int = 0
+    scratch: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,23 @@ class Stage:
         """The window learned, with fake users in it or none."""
         seen: list[Screen] = []
 
-        def defended(window: Sequences) -> Sequences:
-            whole = window if fakes is None else concat([window, fakes])
+        def defended(rows: Sequences) -> Sequences:
+            whole = rows if fakes is None else concat([rows, fakes])
             if self.settings.trust.enabled and (detector := self.detector()) is not None:
-                seen.append(screen(whole, self.past(self.low), detector))
-                whole = seen[0].applied(whole)
+                window = self.learner.window_rows(self.low, self.high)
+                window = window if fakes is None else concat([window, fakes])
+                seen.append(screen(window, self.past(self.low), detector))
+                whole = by_window(whole, window, seen[0])
+            if self.scenario.scratch:
+                return whole
             whole = augmented(whole, self.settings.gan, self.scenario.seed)
             return limited(whole, self.past(self.low), self.settings.influence)
 
-        trainer = self.learner.trainer(self.before())
-        fitted = self.learner.go_on(trainer, self.low, self.high, 0, defended)
+        if self.scenario.scratch:
+            fitted = self.learner.retrained(self.high, self.settings.initial_epochs, defended)
+        else:
+            trainer = self.learner.trainer(self.before())
+            fitted = self.learner.go_on(trainer, self.low, self.high, 0, defended)
         honest = len(seen[0].trust) - (0 if fakes is None else len(fakes)) if seen else 0
         held = float(seen[0].quarantined[:honest].mean()) if seen else None
         return Learned(fitted.weights, held, fitted.seconds, fitted.steps, seen[0] if seen else None)
@@ -210,6 +219,7 @@ class Stage:
         """The honest window learned; kept for the next attack."""
         # The detector depends on what it was not told of.
         told = self.told + (self.scenario.kind if self.settings.trust.enabled else "")
+        told += "scratch" if self.scenario.scratch else ""
         kept = self.file("window", told, ".pt")
         if kept.is_file():
             return Learned(**torch.load(kept, weights_only=True))
@@ -319,6 +329,16 @@ def auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     found = int(positive.sum())
     wins = middle[place][positive].sum() - found * (found + 1) / 2
     return float(wins / max(found * (len(scores) - found), 1))
+
+
+def by_window(rows: Sequences, window: Sequences, found: Screen) -> Sequences:
+    """Rows of users with the trust that the screen of a window gave them; without the quarantined."""
+    order = np.argsort(window.users)
+    place = np.minimum(np.searchsorted(window.users[order], rows.users), len(order) - 1)
+    place = order[place]
+    trust = np.where(window.users[place] == rows.users, found.trust[place], np.float32(1))
+    trusted = replace(rows, trust=np.minimum(rows.trust, trust).astype(np.float32))
+    return trusted.take(np.flatnonzero(trust > 0))
 
 
 def _save(weights: Any, kept: Path) -> None:

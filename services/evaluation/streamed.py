@@ -85,11 +85,20 @@ class StreamLearner:
         fitted.epoch, fitted.best = chosen.epoch, chosen.best
         return fitted, trainer
 
-    def retrained(self, upto: int, epochs: int) -> Fitted:
-        """A new model from all that came before, in so many passes."""
-        return self._from_scratch(upto, epochs, validate=False)[0]
+    def retrained(
+        self, upto: int, epochs: int, defended: Callable[[Sequences], Sequences] | None = None
+    ) -> Fitted:
+        """A new model from all that came before, in so many passes; `defended` as in `go_on`."""
+        return self._from_scratch(upto, epochs, validate=False, defended=defended)[0]
 
-    def _from_scratch(self, upto: int, epochs: int, *, validate: bool) -> tuple[Fitted, Trainer]:
+    def _from_scratch(
+        self,
+        upto: int,
+        epochs: int,
+        *,
+        validate: bool,
+        defended: Callable[[Sequences], Sequences] | None = None,
+    ) -> tuple[Fitted, Trainer]:
         corpus = self.corpus
         known = round((1 - _VALIDATION) * upto) if validate else upto
         judge: Callable[[SequenceModel, ItemTable], float] | None = None
@@ -101,8 +110,9 @@ class StreamLearner:
                 return validated(SequenceScorer(corpus, model, table), corpus, queries, unseen=self._unseen)
 
         trainer = self.trainer()
+        rows = rows_of(corpus, self.revealed(known))
         fitted = trainer.fit(
-            rows_of(corpus, self.revealed(known)),
+            rows if defended is None else defended(rows),
             self.table(known),
             epochs=epochs,
             lr=self.settings.lr,

@@ -1,6 +1,5 @@
 """Adversarial training on word embeddings: texts are misread so that the next item is lost."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest

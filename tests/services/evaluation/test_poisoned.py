@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from services.cli import app
 from services.datasets import DatasetError, write_dataset
 from services.evaluation.corpus import make_corpus
-from services.evaluation.poisoned import Scenario, choose_targets, lists_of, overlap
+from services.evaluation.poisoned import Scenario, by_window, choose_targets, lists_of, overlap
 from tests.services.evaluation.conftest import make_dataset
+from training.trust.screening import Screen
 
 
 class Fixed:
@@ -106,6 +107,35 @@ def test_attacks_on_a_model_that_stays_as_it_is(folder):
         report = json.loads((folder / "served.json").read_text())
         assert report["kind"] == kind
         assert report["after"]["ndcg@10"] <= report["before"]["ndcg@10"] + 0.05
+
+
+def test_a_training_from_scratch_is_attacked_too(folder):
+    kept = {}
+    for trust in ("true", "false"):
+        out = folder / f"scratch-{trust}.json"
+        run(
+            folder,
+            *("--scratch", "--size", "30%", "--targets", "2", "--out"),
+            out,
+            "--set",
+            f"training.trust.enabled={trust}",
+        )
+        kept[trust] = json.loads(out.read_text())
+        assert kept[trust]["scratch"]
+    assert "detector" in kept["true"]
+    assert "detector" not in kept["false"]
+    assert kept["true"]["poisoned"] != kept["false"]["poisoned"]
+
+
+def test_whole_histories_get_the_trust_that_their_window_earned(corpus):
+    rows = corpus.sequences
+    window = rows.take(np.array([7, 3, 5]))
+    found = Screen(np.array([0.0, 0.5, 1.0], np.float32), np.zeros(3), np.zeros(0, np.int64), [])
+    trusted = by_window(rows, window, found)
+    assert len(trusted) == len(rows) - 1
+    assert window.users[0] not in trusted.users
+    assert trusted.trust[trusted.users == window.users[1]].tolist() == [0.5]
+    assert trusted.trust[~np.isin(trusted.users, window.users)].min() == 1.0
 
 
 @pytest.mark.parametrize(
