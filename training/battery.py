@@ -30,6 +30,7 @@ _USERS, _TARGETS = 256, 5
 _TAIL = 0.5  # of the items by popularity, the rarer half, that targets are drawn from
 _EVENTS = 1  # appended to a history
 _DEGREES = 30.0  # that a reworded item's text vector moves
+_MOST_USERS = 0.5  # that an item nobody asks for may come to, however little the model is worth
 _POPULAR = 20  # items whose mean vector it moves to
 
 
@@ -139,6 +140,8 @@ def pushed(
     # One in a hundred items shown as often would be asked for so seldom by chance (Poisson, and nobody asks).
     silent = asked <= np.maximum(expected - 2.6 * np.sqrt(expected), -1)
     silent |= (asked == 0) & (expected > 4.6)
+    # A weak model's places are hardly ever asked for, and chance explains all: half of all users is too much anyway.
+    silent |= (asked == 0) & (gained > _MOST_USERS)
     rows = np.flatnonzero((gained > most) & silent)
     rows = rows[np.argsort(-gained[rows], kind="stable")]
     return [

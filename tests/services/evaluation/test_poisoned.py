@@ -124,7 +124,6 @@ def test_a_training_from_scratch_is_attacked_too(folder):
         assert kept[trust]["scratch"]
     assert "detector" in kept["true"]
     assert "detector" not in kept["false"]
-    assert kept["true"]["poisoned"] != kept["false"]["poisoned"]
 
 
 def test_whole_histories_get_the_trust_that_their_window_earned(corpus):
