@@ -71,9 +71,9 @@ class OptimisedSettings:
     audience: int = 1024
     shown: int = 20
     unrolled: int = 4
-    reach: float = 1.0
-    rounds: int = 30
-    exchanged: int = 16
+    reach: float = 0.3
+    rounds: int = 50
+    exchanged: int = 48
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
