@@ -2,12 +2,13 @@
 
 One actor writes it, everybody else on the machine reads it by mmap. The items of a batch and the offset up to
 which the topic was read change in one transaction. Vectors are keyed by a fingerprint of text and encoder,
-so an item whose text did not change is never encoded again.
+so an item whose text did not change is never encoded again. Where a guard is set, a changed text moves the vector
+only so far (`streaming.anchors`).
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streaming import environment
+from streaming.anchors import Anchors, Guard
 from streaming.hashing import UInt64, hash_one
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 Float32 = npt.NDArray[np.float32]
 
 _STAMP = 16  # bytes in front of a stored vector
+_OF_TEXT = 12  # the first of them name encoder and text; the others change with the guard
 
 
 class Item(BaseModel):
@@ -59,15 +62,18 @@ class CatalogSnapshot:
     available: npt.NDArray[np.bool_]
     vectors: Float32  # (N, D), zeros where not encoded yet
     encoded: npt.NDArray[np.bool_]
-    stamps: npt.NDArray[np.uint8]  # (N, 16) encoder and text that each vector is of, zeros where not encoded
+    stamps: npt.NDArray[np.uint8]  # (N, 16) encoder, text and guard of each vector, zeros where not encoded
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def of_encoder(self, fingerprint: str) -> "CatalogSnapshot":
-        """The same items, encoded only where the vector is that encoder's of the item's present text."""
-        wanted = b"".join(_fingerprint(fingerprint, text) for text in self.texts)
-        same = (self.stamps == np.frombuffer(wanted, np.uint8).reshape(-1, _STAMP)).all(1)
+        """The same items, encoded only where the vector is that encoder's of the item's present text.
+
+        Under whatever guard: such vectors can be compared, so they serve until new ones are there.
+        """
+        wanted = b"".join(_stamp(fingerprint, text)[:_OF_TEXT] for text in self.texts)
+        same = (self.stamps[:, :_OF_TEXT] == np.frombuffer(wanted, np.uint8).reshape(-1, _OF_TEXT)).all(1)
         encoded = self.encoded & same
         vectors = np.where(encoded[:, None], self.vectors, np.float32(0))
         return replace(self, vectors=vectors, encoded=encoded)
@@ -101,6 +107,7 @@ class CatalogStore:
         self._items = self._env.open_db(b"items")
         self._vectors = self._env.open_db(b"vectors")
         self._meta = self._env.open_db(b"meta")
+        self._anchors = Anchors(self._env)
 
     def applied(self) -> dict[int, int]:
         """Last applied offset of each partition of the items topic."""
@@ -110,12 +117,14 @@ class CatalogStore:
     def apply(
         self, changes: Sequence[tuple[str, Item | None]], partition: int, upto_offset: int, rejected: int = 0
     ) -> None:
-        """Write items (None deletes) and the offset in one transaction."""
+        """Write items (None deletes, the vector and its anchor as well) and the offset in one transaction."""
         with self._env.begin(write=True) as txn:
             for item_id, item in changes:
                 key = hash_one(item_id).to_bytes(8, "big")
                 if item is None:
                     txn.delete(key, db=self._items)
+                    txn.delete(key, db=self._vectors)  # else the same text added again would not be encoded
+                    self._anchors.drop(txn, [key])
                 else:
                     txn.put(key, item.model_dump_json().encode(), db=self._items)
             applied = json.loads(txn.get(b"applied", db=self._meta) or b"{}")
@@ -126,25 +135,43 @@ class CatalogStore:
             if changes:
                 _count(txn, self._meta, b"version", 1)
 
-    def missing(self, fingerprint: str, limit: int) -> list[tuple[bytes, str]]:
-        """Items whose text has no vector of this encoder yet, at most `limit`: (key, text)."""
+    def missing(self, fingerprint: str, limit: int, guard: Guard | None = None) -> list[tuple[bytes, str]]:
+        """Items whose text has no vector of this encoder and guard yet, at most `limit`: (key, text)."""
         out: list[tuple[bytes, str]] = []
         with self._env.begin() as txn:
             for key, value in txn.cursor(db=self._items):
                 text = Item.model_validate_json(value).text()
                 stored = txn.get(key, db=self._vectors)
-                if stored is None or stored[:_STAMP] != _fingerprint(fingerprint, text):
+                if stored is None or stored[:_STAMP] != _stamp(fingerprint, text, guard):
                     out.append((key, text))
                     if len(out) == limit:
                         break
         return out
 
-    def put_vectors(self, fingerprint: str, items: Iterable[tuple[bytes, str]], vectors: Float32) -> None:
-        """Store the text vectors (N, D) of items returned by `missing`."""
+    def put_vectors(
+        self,
+        fingerprint: str,
+        items: Sequence[tuple[bytes, str]],
+        vectors: Float32,
+        guard: Guard | None = None,
+    ) -> None:
+        """Store the text vectors (N, D) of items returned by `missing`, held by the guard where there is one.
+
+        Without one their anchors go: what changes meanwhile is trusted when a guard is set again.
+        """
+        keys, vectors = [key for key, _ in items], vectors.astype(np.float32)
         with self._env.begin(write=True) as txn:
-            for (key, text), vector in zip(items, vectors.astype(np.float32), strict=True):
-                txn.put(key, _fingerprint(fingerprint, text) + vector.tobytes(), db=self._vectors)
+            if guard is None:
+                self._anchors.drop(txn, keys)
+            else:
+                vectors = self._anchors.hold(txn, fingerprint, keys, vectors, guard)
+            for (key, text), vector in zip(items, vectors, strict=True):
+                txn.put(key, _stamp(fingerprint, text, guard) + vector.tobytes(), db=self._vectors)
             _count(txn, self._meta, b"version", 1)
+
+    def held_back(self) -> int:
+        """Items whose vector the guard holds at its cap."""
+        return self._anchors.held_back()
 
     def close(self) -> None:
         """Flush and close."""
@@ -235,8 +262,14 @@ class CatalogReader:
         return self._opened
 
 
-def _fingerprint(encoder: str, text: str) -> bytes:
-    return hashlib.blake2b(f"{encoder}\0{text}".encode(errors="surrogatepass"), digest_size=_STAMP).digest()
+def _stamp(encoder: str, text: str, guard: Guard | None = None) -> bytes:
+    """16 bytes that change with encoder, text and guard; without a guard, what they were before there was one."""
+    stamp = _digest(f"{encoder}\0{text}", _STAMP)
+    return stamp if guard is None else stamp[:_OF_TEXT] + _digest(guard.fingerprint, _STAMP - _OF_TEXT)
+
+
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=size).digest()
 
 
 def _count(txn: Any, db: "Database", key: bytes, amount: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from streaming.anchors import Guard
 from streaming.catalog import CatalogReader, CatalogStore, Float32, Item, parse_item
 from streaming.config import KafkaSettings
 from streaming.kafka import make_consumer, topic_partitions
@@ -38,10 +39,15 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class CatalogStatus:
-    """How far the catalogue actor is."""
+    """How far the catalogue actor is.
+
+    Attributes:
+        held_back: items whose changed text asks for a vector beyond the guard's cap, so that theirs is at the cap.
+    """
 
     items: int
     encoded: int
+    held_back: int
     rejected: int
     lag: int
     error: str | None
@@ -55,10 +61,17 @@ class Cataloguer:
         catalog_dir: folder of the store.
         encoder_due: says which encoder is due now; called in the thread, since loading a model takes seconds, and
             between polls, so it is to be cheap while that does not change. Texts are encoded anew when it does.
+        guard: what a changed text may do; None: anything. Texts are encoded anew when its fingerprint changes.
     """
 
-    def __init__(self, kafka: KafkaSettings, catalog_dir: Path, encoder_due: Callable[[], Encoder]) -> None:
-        self._kafka, self._dir, self._encoder_due = kafka, catalog_dir, encoder_due
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        catalog_dir: Path,
+        encoder_due: Callable[[], Encoder],
+        guard: Guard | None = None,
+    ) -> None:
+        self._kafka, self._dir, self._encoder_due, self._guard = kafka, catalog_dir, encoder_due, guard
         self._stop = threading.Event()
         self._error: str | None = None
         self._lag = 0
@@ -70,7 +83,14 @@ class Cataloguer:
     def status(self) -> CatalogStatus:
         """Progress, for people and for the supervisor."""
         items, encoded = self._reader.counts()
-        return CatalogStatus(items, min(encoded, items), self._reader.rejected(), self._lag, self._error)
+        return CatalogStatus(
+            items=items,
+            encoded=min(encoded, items),
+            held_back=self._store.held_back(),
+            rejected=self._reader.rejected(),
+            lag=self._lag,
+            error=self._error,
+        )
 
     def pid(self) -> int:
         """Process id of this actor."""
@@ -113,7 +133,7 @@ class Cataloguer:
                 if not polled:
                     due = self._encoder_due()
                     pending, encoder = pending or due is not encoder, due
-                    pending = pending and self._encode(encoder)
+                    pending = pending and encode_batch(self._store, encoder, self._guard)
                 self._error = None
         finally:
             consumer.close(autocommit=False)
@@ -134,9 +154,12 @@ class Cataloguer:
                 log.warning("items partition %d offset %d is no item: %s", partition, record.offset, item)
         self._store.apply(changes, partition, records[-1].offset, rejected)
 
-    def _encode(self, encoder: Encoder) -> bool:
-        """Encode one batch of new texts; False when nothing was left to do."""
-        todo = self._store.missing(encoder.fingerprint, _ENCODE_BATCH)
-        if todo:
-            self._store.put_vectors(encoder.fingerprint, todo, encoder.encode([text for _, text in todo]))
-        return bool(todo)
+
+def encode_batch(store: CatalogStore, encoder: Encoder, guard: Guard | None = None) -> bool:
+    """Encode one batch of texts that lack a vector of this encoder and guard; False when nothing was left to do."""
+    todo = store.missing(encoder.fingerprint, _ENCODE_BATCH, guard)
+    if todo:
+        texts = [text for _, text in todo]
+        vectors = encoder.encode(guard.clean(texts) if guard is not None else texts)
+        store.put_vectors(encoder.fingerprint, todo, vectors, guard)
+    return bool(todo)

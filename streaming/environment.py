@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lmdb import _Database as Database
 
 MAX_READERS = 512
+_MAX_DATABASES = 8  # named ones in an environment; the catalogue has five
 # What a reader maps: address space only. LMDB's default is 10 MiB, at which a store that grew past it can no longer
 # be read; and a writer's own size is in the file only after its first commit.
 _READER_MAP_BYTES = 2**40
@@ -45,7 +46,7 @@ def open_writer(path: Path, map_size_gib: float, *, sync: bool = False) -> lmdb.
         env = lmdb.open(
             str(path),
             map_size=int(map_size_gib * 2**30),
-            max_dbs=4,
+            max_dbs=_MAX_DATABASES,
             sync=sync,
             metasync=False,
             max_readers=MAX_READERS,
@@ -67,7 +68,7 @@ def open_reader(path: Path) -> lmdb.Environment | None:
                 str(path),
                 map_size=_READER_MAP_BYTES,
                 readonly=True,
-                max_dbs=4,
+                max_dbs=_MAX_DATABASES,
                 max_readers=MAX_READERS,
                 readahead=False,
             )

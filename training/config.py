@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from streaming.config import Section
+from training.text_guard import TextGuard
 
 
 class ModelConfig(Section):
@@ -127,6 +128,30 @@ class InfluenceConfig(Section):
     )
 
 
+class TextGuardConfig(Section):
+    """What a changed item text may do: it is cleaned, and its vector moves only so far from the first one."""
+
+    enabled: bool = Field(True, description="clean texts and hold the vectors of those that change")
+    most_degrees: float = Field(
+        TextGuard.most_degrees, ge=0, le=180, description="largest angle from the vector of the first text, °"
+    )
+    most_words: int = Field(
+        TextGuard.most_words, ge=1, le=65536, description="words of a text that are read, from its beginning"
+    )
+    most_repeats: int = Field(
+        TextGuard.most_repeats,
+        ge=1,
+        le=65536,
+        description="times that a word of four letters or more may stand in a text; further ones are left out",
+    )
+
+    @property
+    def guard(self) -> TextGuard | None:
+        """The guard as set; None where it is off."""
+        guard = TextGuard(self.most_degrees, self.most_words, self.most_repeats)
+        return guard if self.enabled else None
+
+
 class DeepSpeedConfig(Section):
     """How DeepSpeed spreads a model over workers. Its defaults hold for what is not named here."""
 
@@ -196,6 +221,7 @@ class TrainingSettings(Section):
     adversarial: AdversarialConfig = AdversarialConfig()
     trust: TrustConfig = TrustConfig()
     influence: InfluenceConfig = InfluenceConfig()
+    text_guard: TextGuardConfig = TextGuardConfig()
     gan: GanConfig = GanConfig()
     gate: GateConfig = GateConfig()
 

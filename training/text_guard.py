@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 
+_RULES = 1  # of `sanitised` and `limited`; another number when they change, so that texts are encoded anew
 MOST_DEGREES = 20.0  # lets through about nine of ten reorderings or added words, whole
 _SHORT = 3  # letters: "the", "of" may stand as often as they like, though not twice in a row more than once
 
@@ -141,6 +142,11 @@ class TextGuard:
     most_degrees: float = MOST_DEGREES
     most_words: int = 256
     most_repeats: int = 3
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same text could get another vector."""
+        return f"text-guard {_RULES} {self.most_degrees} {self.most_words} {self.most_repeats}"
 
     def clean(self, texts: list[str]) -> list[str]:
         """The texts, sanitised."""

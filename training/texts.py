@@ -1,7 +1,8 @@
 """The learner's side of a text encoder that is trained: what it starts from, its vectors, what a bundle gets of it.
 
 Vectors of texts are kept while the weights stay, and those that the catalogue holds under the same fingerprint are
-taken from there, so that a text is encoded once per change of weights or text.
+taken from there, item by item: a changed text's is held back there, and another item of the same text keeps its own.
+Texts are cleaned here as there. Weights that have changed are another encoder, whose vectors nothing holds back.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class TextSide:
         self._fingerprint: str | None = None  # of the engine's weights, where they are as loaded
         self._known: dict[str, NDArray[np.float32]] = {}  # text → vector with the engine's weights
         self._catalog: CatalogSnapshot | None = None
+        self._texts: list[str] = []  # the catalogue's, cleaned
         self.vectors: NDArray[np.float32] = np.zeros((0, 0), np.float32)
         self.loaded: str | None = None  # fingerprint of what the engine's tower was last loaded from
 
@@ -61,7 +63,7 @@ class TextSide:
     def adapted(self, catalog: CatalogSnapshot) -> dict[str, torch.Tensor]:
         """Weights after masked-language pre-training on the catalogue; to be called on one rank."""
         tower = self.tower()
-        pretrain(tower, catalog.texts, self._settings)
+        pretrain(tower, self._cleaned(catalog.texts), self._settings)
         return tower.state_dict()
 
     def forget(self) -> None:
@@ -70,24 +72,27 @@ class TextSide:
 
     def encode(self, engine: Any, catalog: CatalogSnapshot) -> None:
         """Make ``vectors`` (M, D) those of the catalogue's texts with the engine's weights."""
-        if self._fingerprint is not None:
-            held = catalog.of_encoder(self._fingerprint)
-            self._known |= {held.texts[row]: held.vectors[row] for row in np.flatnonzero(held.encoded)}
-        missing = sorted({text for text in catalog.texts if text.strip()} - self._known.keys())
+        texts = self._cleaned(catalog.texts)
+        stored = catalog.of_encoder(self._fingerprint) if self._fingerprint is not None else None
+        there = stored.encoded if stored is not None else np.zeros(len(catalog), bool)
+        wanted = {text for text, has in zip(texts, there, strict=True) if text.strip() and not has}
+        missing = sorted(wanted - self._known.keys())
         if missing:
             encoded = encode_all(engine, missing, self._rank, self._world)
             self._known |= dict(zip(missing, encoded, strict=True))
         tower = engines.tower_of(engine)
         nothing = np.zeros(tower.dim if tower else 0, np.float32)
-        found = [self._known.get(text, nothing) for text in catalog.texts]
+        found = [self._known.get(text, nothing) for text in texts]
         self.vectors = np.stack(found) if found else np.zeros((0, len(nothing)), np.float32)
-        self._catalog = catalog
+        if stored is not None and there.any():
+            self.vectors[there] = stored.vectors[there]
+        self._catalog, self._texts = catalog, texts
 
     def of(self, table: ItemTable) -> list[str]:
-        """The text of every row of ``table``, "" for none, by the catalogue of the last :meth:`encode`."""
+        """The cleaned text of every row of ``table``, "" for none, by the catalogue of the last :meth:`encode`."""
         if self._catalog is None:
             raise AssertionError("encode() comes first")
-        return table_texts(table, self._catalog.hashes, self._catalog.texts)
+        return table_texts(table, self._catalog.hashes, self._texts)
 
     def save(self, weights: dict[str, torch.Tensor], folder: Path) -> SavedEncoder:
         """Write the encoder with these weights of the engine's tower; to be called on one rank."""
@@ -103,9 +108,14 @@ class TextSide:
         loaded = load_text_encoder(name, encoder.pooling if encoder else self._settings.encoder_pooling)
         held = catalog.of_encoder(loaded.fingerprint)
         vectors = np.zeros((len(catalog), loaded.dim), np.float32)
-        vectors[held.encoded] = held.vectors[held.encoded]
+        if held.encoded.any():  # else the catalogue's may be of another width
+            vectors[held.encoded] = held.vectors[held.encoded]
         missing = np.flatnonzero(~held.encoded)
-        vectors[missing] = loaded.encode([catalog.texts[row] for row in missing])
+        vectors[missing] = loaded.encode(self._cleaned([catalog.texts[row] for row in missing]))
         text = np.zeros((len(table), loaded.dim), np.float32)
         text[table.rows_of(catalog.hashes)] = vectors
         return text
+
+    def _cleaned(self, texts: list[str]) -> list[str]:
+        guard = self._settings.text_guard.guard
+        return guard.clean(texts) if guard is not None else texts
