@@ -33,6 +33,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from streaming.config import StreamingSettings
+from streaming.journal import append_line
 from streaming.windows import complete_windows, iso
 from training import engine as engines
 from training.augment import augmented
@@ -47,7 +48,7 @@ from training.items import ItemSlots, ItemTable, build_table
 from training.pace import make_nice, wait_for_file
 from training.plan import Plan
 from training.progress import PopularityCounts, Progress
-from training.registry import Registry, append_line
+from training.registry import Registry
 from training.scout import Scout
 from training.status import StatusWriter
 from training.texts import TextSide

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from streaming.journal import append_line
 from training.errors import RegistryError
 
 Status = Literal["promoted", "rejected", "candidate"]
@@ -186,15 +187,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return loaded
-
-
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Append one JSON line in one durable write, on a line of its own even after a torn one."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (("\n" if torn else "") + json.dumps(entry) + "\n").encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,11 @@ SettingsOption = Annotated[
     typer.Option("--settings", help="Settings file; default: headrace.toml here, if there is one."),
 ]
 
+OutOption = Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+CacheOption = Annotated[Path, typer.Option(help="Text vectors, models, and what can be taken up again.")]
+CACHE = Path(".headrace/evaluation")
+
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """Print what went wrong and exit."""

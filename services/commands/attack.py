@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from services.commands import SettingsOption, fail, load
-from services.commands.changes import changed, parsed
+from services.commands import CACHE, CacheOption, OutOption, SettingsOption, ThreadsOption, fail, load
+from services.commands.changes import ChangesOption, frozen_training
 
 if TYPE_CHECKING:
     from services.streamed_attack import Planned
@@ -59,16 +59,11 @@ def run(
         bool, typer.Option(help="Train anew on history and window, instead of fine-tuning on the window.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of targets, fake users and training.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
-    cache: Annotated[Path, typer.Option(help="Text vectors and clean models.")] = Path(
-        ".headrace/evaluation"
-    ),
+    out: OutOption = None,
+    threads: ThreadsOption = None,
+    cache: CacheOption = CACHE,
     settings: SettingsOption = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A training setting: training.model.dim=128; several times if wanted."),
-    ] = None,
+    change: ChangesOption = None,
 ) -> None:
     """Train on clean history, let the attack arrive in the newest window, and compare what users are shown.
 
@@ -89,14 +84,7 @@ def run(
     console = Console(highlight=False)
     if kind not in ATTACKS and kind not in SERVING_ATTACKS:
         fail(f"--kind: expected one of {', '.join((*ATTACKS, *SERVING_ATTACKS))}; got {kind!r}")
-    changes = parsed(change or [])
-    training = changed(load(settings).training, changes.pop("training", {}))
-    if changes:
-        fail(f"--set: names begin with training.; got {', '.join(changes)}")
-    if training.finetune != "frozen":
-        fail(
-            f"training.finetune: expected 'frozen', as attacks are on what users do; got {training.finetune!r}"
-        )
+    training = frozen_training(settings, change)
     if threads:
         torch.set_num_threads(threads)
     scenario = Scenario(

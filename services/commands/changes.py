@@ -1,9 +1,35 @@
 """`--set a.b=1` on the command line: settings changed for one run."""
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from services.commands import fail
+import typer
+
+from services.commands import fail, load
+
+if TYPE_CHECKING:
+    from training.config import TrainingSettings
+
+
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting: training.model.dim=128; several times if wanted."),
+]
+
+
+def frozen_training(settings: Path | None, change: list[str] | None) -> "TrainingSettings":
+    """Training settings with the changes of `--set`, for commands that do not train the text encoder."""
+    changes = parsed(change or [])
+    training: TrainingSettings = changed(load(settings).training, changes.pop("training", {}))
+    if changes:
+        fail(f"--set: names begin with training.; got {', '.join(changes)}")
+    if training.finetune != "frozen":
+        fail(
+            "training.finetune: expected 'frozen', as attacks are on what users do and on texts as read; got "
+            f"{training.finetune!r}"
+        )
+    return training
 
 
 def parsed(pairs: list[str]) -> dict[str, Any]:

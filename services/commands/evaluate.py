@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from services.commands import SettingsOption, fail, load
+from services.commands import CACHE, CacheOption, OutOption, SettingsOption, ThreadsOption, fail, load
 from services.commands.changes import changed, parsed
 
 
@@ -25,7 +25,7 @@ def evaluate(
             help="What to compare, separated by commas; `prequential` compares ways to learn instead."
         ),
     ] = "ours,sasrec,item-knn,user-popular,recent-popular,popular",
-    out: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
+    out: OutOption = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw quality over time or history into this PNG file.")
     ] = None,
@@ -43,10 +43,8 @@ def evaluate(
     queries: Annotated[int, typer.Option(min=1, help="Most test queries asked, a fixed sample.")] = 20_000,
     windows: Annotated[int, typer.Option(min=2, help="Windows of prequential.")] = 20,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without a gain on the validation.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
-    cache: Annotated[Path, typer.Option(help="Text vectors, and fits to take up again.")] = Path(
-        ".headrace/evaluation"
-    ),
+    threads: ThreadsOption = None,
+    cache: CacheOption = CACHE,
     settings: SettingsOption = None,
     change: Annotated[
         list[str] | None,

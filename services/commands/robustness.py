@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.commands import SettingsOption, fail, load
-from services.commands.changes import changed, parsed
+from services.commands import CACHE, CacheOption, OutOption, SettingsOption, ThreadsOption, fail
+from services.commands.changes import ChangesOption, frozen_training
 
 
 def robustness(
@@ -30,16 +30,11 @@ def robustness(
     targets: Annotated[int, typer.Option(min=1, help="Items that are attacked.")] = 5,
     popular: Annotated[bool, typer.Option(help="Take targets from the head instead of the tail.")] = False,
     epsilon: Annotated[float, typer.Option(min=0, help="Radius of the exam's PGD, share of the norm.")] = 0.1,
-    report: Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
-    cache: Annotated[Path, typer.Option(help="Text vectors, models, finished runs.")] = Path(
-        ".headrace/evaluation"
-    ),
+    report: OutOption = None,
+    threads: ThreadsOption = None,
+    cache: CacheOption = CACHE,
     settings: SettingsOption = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A training setting: training.model.dim=128; several times if wanted."),
-    ] = None,
+    change: ChangesOption = None,
 ) -> None:
     """Attack the same model with and without defences, and print what each defence is worth.
 
@@ -64,12 +59,7 @@ def robustness(
         for name in filter(None, given.split(",")):
             if name not in known:
                 fail(f"{option}: expected some of {', '.join(known)}; got {name!r}")
-    changes = parsed(change or [])
-    training = changed(load(settings).training, changes.pop("training", {}))
-    if changes:
-        fail(f"--set: names begin with training.; got {', '.join(changes)}")
-    if training.finetune != "frozen":
-        fail(f"training.finetune: expected 'frozen'; got {training.finetune!r}")
+    training = frozen_training(settings, change)
     if threads:
         torch.set_num_threads(threads)
     try:
