@@ -11,6 +11,7 @@ import lmdb
 import numpy as np
 import pytest
 
+from streaming import environment
 from streaming.catalog import CatalogReader, CatalogStore, Item
 from streaming.cataloguer import Cataloguer, encode_batch
 from streaming.config import KafkaSettings
@@ -151,8 +152,18 @@ def test_another_encoder_starts_from_the_present_text(catalogue):
     assert angle(catalogue.write(HONEST), first) == pytest.approx(CAP, abs=0.01)
 
 
-def test_an_item_without_text_has_no_anchor_until_it_has_one(catalogue):
+def anchors(folder):
+    env = environment.open_reader(folder)
+    (anchored,) = environment.open_databases(env, b"anchors")
+    with env.begin() as txn:
+        found = txn.stat(anchored)["entries"]
+    environment.close(env)
+    return found
+
+
+def test_an_item_without_text_has_no_anchor_until_it_has_one(catalogue, tmp_path):
     assert not catalogue.write("").any()
+    assert anchors(tmp_path / "catalog") == 0
     assert np.array_equal(catalogue.write(HONEST), catalogue.encoder.one(HONEST))
     assert angle(catalogue.write(STUFFED), catalogue.encoder.one(HONEST)) == pytest.approx(CAP, abs=0.01)
 
