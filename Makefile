@@ -9,6 +9,7 @@ REPORT ?=
 DATASET ?=
 PORT ?= 8000
 SMALL ?=
+ATTACK ?=
 # a recipe of the dataset's name, if there is one
 ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdir $(DATASET:/=)).toml))
 
@@ -18,7 +19,7 @@ ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdi
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
 	  awk -F'\t' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
-	@echo "  variables: DURATION=seconds REPORT=file.json DATASET=folder PORT=8000 (demo), REPORT (also bench-…, faults), PYTHON, VENV"
+	@echo "  variables: DURATION=seconds REPORT=file.json DATASET=folder ATTACK=1 PORT=8000 (demo), REPORT (also bench-…, faults), PYTHON, VENV"
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
@@ -31,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## the whole system on a recorded stream, live in this terminal
 	@$(BIN)/headrace demo $(if $(DURATION),--duration $(DURATION)) $(if $(REPORT),--report $(REPORT)) \
-	  $(if $(DATASET),--dataset $(DATASET)) --port $(PORT)
+	  $(if $(DATASET),--dataset $(DATASET)) $(if $(ATTACK),--attack) --port $(PORT)
 
 test: lint types unit ## lint, type-check and run all tests but the slow ones
 

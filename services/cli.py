@@ -58,6 +58,9 @@ def demo(
     report: Annotated[Path | None, typer.Option(help="Write the measured figures to this JSON file.")] = None,
     rate: Annotated[float, typer.Option(min=1, help="Events per second of the steady part.")] = 50.0,
     requests: Annotated[float, typer.Option(min=0, help="Sampled requests per second (prequential).")] = 20.0,
+    attack: Annotated[
+        bool, typer.Option(help="Let fake users come after a quarter of the duration; give it 120 s or more.")
+    ] = False,
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
     data_dir: Annotated[Path, typer.Option(help="Where the demo stores things; emptied first.")] = Path(
         ".headrace/demo"
@@ -73,6 +76,7 @@ def demo(
     from services.demo import Demo, DemoError, DemoOptions
     from services.replay import ReplayError
     from services.settings import SettingsError
+    from services.streamed_attack import AttackError
     from services.view import LiveView
     from streaming.errors import StreamingError
 
@@ -83,6 +87,7 @@ def demo(
         report=report,
         rate=rate,
         requests_per_s=requests,
+        attack=attack,
         port=port,
         data_dir=data_dir,
     )
@@ -90,7 +95,7 @@ def demo(
     try:
         with LiveView() as view, Demo(options, view) as running:
             figures = running.run()
-    except (DatasetError, DemoError, ReplayError, SettingsError, StreamingError) as error:
+    except (AttackError, DatasetError, DemoError, ReplayError, SettingsError, StreamingError) as error:
         fail(str(error), 1)
     if figures is not None:
         _summary(figures)

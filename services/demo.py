@@ -20,6 +20,7 @@ import numpy as np
 
 from services.client import ApiClient, ApiError
 from services.datasets import Dataset, repeat_share, resolve_dataset
+from services.demo_attack import DemoAttack
 from services.replay import REPEATS_MATTER, Replay, ReplayKnobs
 from services.report import write_report
 from services.settings import Settings, make_settings
@@ -30,6 +31,8 @@ _WINDOW_EVENTS = 1000  # about how many events a window of the steady part holds
 _MODEL_TIMEOUT_S = 600.0
 _READY_TIMEOUT_S = 120.0
 _LIVE_POLL_S = 0.5
+_ATTACK_SHARE, _ATTACK_AFTER_S = 0.25, 20.0  # of the duration, or where there is none
+_ASKED_USERS = 50  # whose lists tell what the targets gained
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class DemoOptions:
     report: Path | None = None
     rate: float = 50.0  # events/s of the steady part
     requests_per_s: float = 20.0
+    attack: bool = False  # fake users come after a quarter of the duration
     port: int = 8000
     data_dir: Path = Path(".headrace/demo")
     cache_dir: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "headrace"
@@ -162,6 +166,8 @@ class Demo:
         self._stats: dict[str, Any] = {}
         self._models: list[dict[str, Any]] = []
         self._rates: deque[float] = deque(maxlen=30)
+        self._attack: DemoAttack | None = None
+        self._settings: Settings | None = None
         self.report: dict[str, Any] | None = None
 
     def __enter__(self) -> "Demo":
@@ -232,7 +238,7 @@ class Demo:
         with stage.phase("pipeline and API"):
             run(settings)
             self._wait(client.ready, _READY_TIMEOUT_S, "the API to be ready")
-        self._client = client
+        self._client, self._settings = client, settings
 
     def _embedded_broker(self) -> str:
         from streaming.broker import EmbeddedBroker
@@ -255,8 +261,20 @@ class Demo:
         with self._stage.phase("settling") as advance:
             self.report = replay.settle(30.0, advance)
         self.report["steady_events"] = reached - split
+        if self._attack is not None:
+            self.report["attack"] = self._attack.report()
         if options.report:
             write_report(self.report, options.report)
+
+    def _be_attacked(self) -> None:
+        replay = self._replay
+        settings, client = self._settings, self._client
+        if replay is None or settings is None or client is None:
+            raise AssertionError("attacked only while it runs")
+        newest = replay.dataset.interactions["user_id"][history_rows(replay.dataset) :].unique()
+        self._attack = DemoAttack(settings, client, newest[:_ASKED_USERS].to_pylist())
+        with self._stage.phase("an attack: fake users come"):
+            replay.more(self._attack.launch())
 
     def _applied(self, advance: Callable[[int, int], None], total: int) -> bool:
         events = self._stats.get("events") or {}
@@ -269,6 +287,10 @@ class Demo:
         if self._replay.steady_done():
             self._stage.show(Phase("the stream has been played to its end", 1.0, 1.0))
         duration, since = self._options.duration_s, self._serving_since
+        if self._options.attack and self._attack is None and since is not None:
+            waited = time.monotonic() - since
+            if waited >= (_ATTACK_AFTER_S if duration is None else duration * _ATTACK_SHARE):
+                self._be_attacked()
         if since is None and self._replay.steady_done():
             raise DemoError(f"no model was good enough to be served; see GET /v1/models. {self._where()}")
         return duration is not None and since is not None and time.monotonic() - since >= duration

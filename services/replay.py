@@ -97,11 +97,16 @@ class Replay:
         self._started_at = time.monotonic() if started_at is None else started_at
         self._waiting = threading.Semaphore(self.knobs.workers + self.knobs.max_waiting)
         self._steady = Background("steady replay")
+        self._more = 0
 
     @property
     def produced(self) -> int:
-        """Events sent so far."""
-        return self._events.sent
+        """Events sent so far, those of others that `more` told of included."""
+        return self._events.sent + self._more
+
+    def more(self, events: int) -> None:
+        """Somebody else sent events that the system is to account for."""
+        self._more += events
 
     def publish_items(self, advance: Advance = lambda done, total: None) -> int:
         """Send the catalogue, keyed by item, and wait until all of it is acknowledged.

@@ -20,6 +20,13 @@ def summary_table(report: dict[str, Any]) -> Table:
         f"{events['dead_lettered']:,} dead letters",
     )
     table.add_row("windows closed", f"{report['windows']}")
+    if attack := report.get("attack"):
+        table.add_row(
+            f"{attack['kind']} attack",
+            f"{attack['fake_users']} fake users, {attack['held']} held, and {attack['honest_held']} honest ones"
+            + ("" if attack["window_screened"] else " (their window has not closed yet)")
+            + f"; targets' exposure {_share(attack['exposure_before'])} → {_share(attack['exposure_after'])}",
+        )
     table.add_row(
         "models", f"{models['trained']} trained, {models['promoted']} promoted, {models['rejected']} rejected"
     )

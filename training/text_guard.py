@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 
 _RULES = 1  # of `sanitised` and `limited`; another number when they change, so that texts are encoded anew
-MOST_DEGREES = 20.0  # lets through about nine of ten reorderings or added words, whole
+MOST_DEGREES = (
+    10.0  # half of what reordering the words or adding one usually moves a title by: those arrive in part
+)
 _SHORT = 3  # letters: "the", "of" may stand as often as they like, though not twice in a row more than once
 
 LOOK_ALIKES = dict(

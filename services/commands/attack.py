@@ -97,7 +97,8 @@ def run(
         else:
             stage = Stage(corpus, training, scenario, cache, console.log)
             weights, asked = stage.honest().weights, (stage.targets, stage.queries)
-            report = probe(stage.learner, weights, stage.high, kind, *asked, seed, console.log)
+            guard = training.text_guard.guard
+            report = probe(stage.learner, weights, stage.high, kind, *asked, seed, console.log, guard=guard)
             report = {"dataset": corpus.name, "seed": seed, **report}
     except DatasetError as error:
         fail(str(error))

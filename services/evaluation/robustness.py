@@ -130,7 +130,8 @@ def _run(
     }
 
     def probed(kind: str, means: Means) -> dict[str, Any]:
-        told = f"{scenario}{kind}{means}{stage.told}"
+        guard = settings.text_guard.guard or TextGuard()
+        told = f"{scenario}{kind}{means}{guard}{stage.told}"
         kept = stage.file("probe", told, ".json")
         if kept.is_file():
             known: dict[str, Any] = json.loads(kept.read_text())
@@ -145,7 +146,7 @@ def _run(
             seed,
             tell,
             means=means,
-            guard=TextGuard(),
+            guard=guard,
         )
         kept.write_text(json.dumps(made))
         return made

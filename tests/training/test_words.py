@@ -1,6 +1,5 @@
 """Adversarial training on word embeddings: texts are misread so that the next item is lost."""
 
-
 import numpy as np
 import pytest
 import torch
