@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from training.gate import Contender, Exam
 
 TOP = 10
-_USERS, _TARGETS = 256, 5
+_USERS, _TARGETS = 128, 5
 _TAIL = 0.5  # of the items by popularity, the rarer half, that targets are drawn from
-_EVENTS = 1  # appended to a history
+_EVENTS, _CHECKED = 1, 4  # appended to a history, and candidates tried for each: this runs in every round
 _DEGREES = 30.0  # that a reworded item's text vector moves
 _MOST_USERS = 0.5  # that an item nobody asks for may come to, however little the model is worth
 _POPULAR = 20  # items whose mean vector it moves to
@@ -69,7 +69,7 @@ def run_battery(contender: Contender, exam: Exam) -> Battery:
         items = model.item_representations(torch.from_numpy(text), slots)
     clean = _lists(model, items, batch, exam)
     exposure = {"clean": _exposure(clean, targets)}
-    attacked = AppendAttack().attack(model, items, batch, targets, _EVENTS) if len(targets) else batch
+    attacked = AppendAttack(_CHECKED).attack(model, items, batch, targets, _EVENTS) if len(targets) else batch
     exposure["appended"] = _exposure(_lists(model, items, attacked, exam), targets)
     with torch.no_grad():
         reworded = model.item_representations(torch.from_numpy(_reworded(text, exam, targets)), slots)
