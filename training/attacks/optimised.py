@@ -42,6 +42,7 @@ from training.attacks.generated import company_lengths, with_targets
 from training.variety import NONE, newest
 
 _GAP, _SCALE = -1e9, 16.0
+_TOGETHER = 128  # fake users whose exchanges are weighed at a time, for memory's sake
 
 
 @dataclass(frozen=True)
@@ -312,16 +313,16 @@ class _Search:
         """Put the best items in the ``count`` events of every fake user that matter most."""
         matter = gradient.norm(dim=2).masked_fill(~self._free, -1.0)
         size, at = matter.topk(min(count, matter.shape[1]), dim=1)  # (U, C)
-        row = torch.arange(len(at))[:, None]
-        wanted = gradient[row, at]  # (U, C, d)
-        gain = -(wanted @ self._surrogate.p.T)  # (U, C, V)
-        now = self._profiles[row, at].clamp(min=0)
-        gain = gain - gain.gather(2, now[..., None])
-        barred = torch.zeros(len(at), len(self._surrogate.items), dtype=torch.bool)
-        barred[row, self._profiles.clamp(min=0)] = True
-        barred[:, self._targets] = True
-        for slot in range(at.shape[1]):  # one after the other, that no user takes an item twice
-            best, item = gain[:, slot].masked_fill(barred, _GAP).max(dim=1)
-            user = torch.nonzero((best > 0) & (size[:, slot] > 0))[:, 0]
-            self._profiles[user, at[user, slot]] = item[user]
-            barred[user, item[user]] = True
+        for users in torch.arange(len(at)).split(_TOGETHER):
+            row = users[:, None]
+            gain = -(gradient[row, at[users]] @ self._surrogate.p.T)  # (U', C, V)
+            now = self._profiles[row, at[users]].clamp(min=0)
+            gain -= gain.gather(2, now[..., None])
+            barred = torch.zeros(len(users), len(self._surrogate.items), dtype=torch.bool)
+            barred.scatter_(1, self._profiles[users].clamp(min=0), True)
+            barred[:, self._targets] = True
+            for slot in range(at.shape[1]):  # one after the other, that no user takes an item twice
+                best, item = gain[:, slot].masked_fill(barred, _GAP).max(dim=1)
+                chosen = torch.nonzero((best > 0) & (size[users, slot] > 0))[:, 0]
+                self._profiles[users[chosen], at[users[chosen], slot]] = item[chosen]
+                barred[chosen, item[chosen]] = True
