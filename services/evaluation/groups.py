@@ -20,7 +20,7 @@ from training.metrics import hit_rate, ndcg
 TOLERANCE = 0.05  # share of a group's NDCG@10 that a change may cost
 _HEAD = 0.2  # of the items, the most frequent
 _CATEGORIES = 8  # with the most queries; the rest is one group
-_LEAST = 50  # queries below which a group's figure is noise, and no warning
+_LEAST = 200  # queries below which a group's figure is noise, and no warning
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_each_defence_is_switched_alone() -> None:
 
 
 def test_groups_and_who_is_hurt() -> None:
-    corpus = make_corpus(make_dataset(users=40, length=8))
+    corpus = make_corpus(make_dataset(users=80, length=8))
     queries = np.flatnonzero(corpus.has_history)
     known = corpus.arrival < len(corpus) // 2
     found = groupings(corpus, queries, known)
