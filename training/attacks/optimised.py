@@ -313,7 +313,8 @@ class _Search:
         """Put the best items in the ``count`` events of every fake user that matter most."""
         matter = gradient.norm(dim=2).masked_fill(~self._free, -1.0)
         size, at = matter.topk(min(count, matter.shape[1]), dim=1)  # (U, C)
-        for users in torch.arange(len(at)).split(_TOGETHER):
+        for first in range(0, len(at), _TOGETHER):
+            users = torch.arange(first, min(first + _TOGETHER, len(at)))
             row = users[:, None]
             gain = -(gradient[row, at[users]] @ self._surrogate.p.T)  # (U', C, V)
             now = self._profiles[row, at[users]].clamp(min=0)
