@@ -42,6 +42,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from training.variety import NONE, Floats, Int64, Variety, newest, variety
 
 _COMPARED = 400  # histories on either side of a check
+_JUDGED = 64  # histories that are judged at a time, for memory's sake
 _REFINED_ON = 1500  # written histories that the discriminator learns from at last
 _TINY = 1e-30
 
@@ -227,10 +228,14 @@ class Gan:
     def realness(self, histories: Int64) -> Floats:
         """(R,) mean of the discriminator's logits over the events of histories (R, L); 0 where it knows none."""
         inside = torch.from_numpy(self._inside(histories))
+        means = np.zeros(len(inside))
         with torch.no_grad():
-            every = torch.arange(inside.shape[1]).expand(len(inside), -1)
-            logits = self._discriminator(self._seen(inside), every) * (inside >= 0)
-        means: Floats = (logits.sum(dim=1) / (inside >= 0).sum(dim=1).clamp(min=1)).double().numpy()
+            for first in range(0, len(inside), _JUDGED):
+                part = inside[first : first + _JUDGED]
+                every = torch.arange(part.shape[1]).expand(len(part), -1)
+                logits = self._discriminator(self._seen(part), every) * (part >= 0)
+                count = (part >= 0).sum(dim=1).clamp(min=1)
+                means[first : first + _JUDGED] = (logits.sum(dim=1) / count).numpy()
         return means
 
     def screened(
