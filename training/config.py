@@ -196,7 +196,7 @@ class GateConfig(Section):
         0.02,
         ge=0,
         le=1,
-        description="exposure@10 that the gate's attacks may gain beyond what the incumbent gives",
+        description="exposure@10 that the gate's attacks may gain beyond the incumbent's; a quarter of that always",
     )
     push_tolerance: float = Field(
         0.1, ge=0, le=1, description="share of users whom an item nobody asks for may suddenly be shown to"

@@ -30,6 +30,7 @@ from training.metrics import Ranks, ranks_of, summary
 from training.model import SequenceModel
 from training.repeats import with_repeats
 
+_LIFT_SHARE = 0.25  # of the incumbent's lift that a candidate may always add
 _TOLD = 5  # pushed items in the record
 _SCORES_AT_ONCE = 8_000_000  # (targets × items) floats held at a time
 
@@ -201,10 +202,12 @@ def _easier_to_manipulate(numbers: dict[str, Any], config: GateConfig) -> str | 
             f"item {worst['item'] or '#' + worst['hash']} is pushed: shown to {worst['now']:.0%} of users instead of "
             f"{worst['before']:.0%}, and asked for {worst['asked']} times ({len(numbers['pushed'])} such items)"
         )
-    if not mine["exposure_lift"] <= theirs["exposure_lift"] + config.lift_tolerance:
+    # Where a catalogue is small the battery's gains are large, and so is what they vary by.
+    allowed = max(config.lift_tolerance, _LIFT_SHARE * theirs["exposure_lift"])
+    if not mine["exposure_lift"] <= theirs["exposure_lift"] + allowed:
         return (
             f"easier to manipulate: attacks gain {mine['exposure_lift']:.4f} exposure@10, with {theirs['version']} "
-            f"{theirs['exposure_lift']:.4f} (tolerance {config.lift_tolerance})"
+            f"{theirs['exposure_lift']:.4f} (tolerance {allowed:.4f})"
         )
     if not numbers["stability"] >= config.min_overlap:
         return (

@@ -29,7 +29,7 @@ from training.config import DeepSpeedConfig, GateConfig, TrainingSettings
 from training.learner import Learner, read_status
 from training.registry import Registry
 
-GATE = GateConfig(min_targets=20, unseen_only=False, ndcg_tolerance=0.3, attacked_ndcg_tolerance=0.3)
+GATE = settings().gate.model_copy(update={"ndcg_tolerance": 0.3, "attacked_ndcg_tolerance": 0.3})
 # long rounds at a rate that a poisoned window cannot hide from, and that leave time to kill a worker in
 STORY = {"gate": GATE, "epochs_per_window": 40, "window_lr": 0.02, "replay_ratio": 0.0}
 
@@ -137,7 +137,7 @@ def test_poison_is_rejected_and_training_goes_back(story: Running) -> None:
     assert story.registry.verdict("v0004") == "rejected"
     assert "is below" in eval_of["v0004"]["reason"]
     assert story.training("v0005")["from"] == eval_of["v0004"]["incumbent"]["version"]
-    assert story.registry.verdict("v0005") == "promoted"
+    assert story.registry.verdict("v0005") == "promoted", eval_of["v0005"]["reason"]
 
 
 def test_the_status_tells_the_story(story: Running) -> None:
@@ -196,7 +196,8 @@ def test_an_event_type_that_came_later_is_learned(story: Running) -> None:
     write_ring_window(story.data_dir, 8, kind=2)
     verdict = running.wait_for_verdict("v0006")
     running.stop()
-    assert verdict == "promoted"
+    reasons = {info.version: info.eval["reason"] for info in running.registry.versions()}
+    assert verdict == "promoted", reasons["v0006"]
     bundle = load_bundle(running.registry.path("v0006"))
     assert (bundle.config.num_types, bundle.event_types) == (3, more.event_types)
     before = load_bundle(running.registry.path("v0005")).model.type_embedding.weight
