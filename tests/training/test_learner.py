@@ -25,7 +25,7 @@ from tests.training.synthetic import (
     write_ring_window,
 )
 from training.bundle import load_bundle
-from training.config import DeepSpeedConfig, GateConfig, TrainingSettings
+from training.config import DeepSpeedConfig, TrainingSettings
 from training.learner import Learner, read_status
 from training.registry import Registry
 
