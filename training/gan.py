@@ -20,8 +20,8 @@ that found no collapse, and training stops after two in a row that did.
 
 A history here is a set in order: the newest events of a user, an item where it was had last.
 
-Cost at the defaults: about 0.3 MB of weights at 4,000 items, 20 s for 5,000 users on one core. Drawing costs one pass
-over the items per event: 50,000 events in some 3 s.
+Cost at the defaults: 0.6 MB of weights at 4,000 items; 32 s on one core for 3,000 users, and no more for further
+ones, as steps are bounded. Drawing costs one pass over the items per event: 50,000 take some 9 s with screening.
 
 Legend: R histories, B of a batch, L positions, V items that can be named, C candidates, w width of an item as the
 discriminator reads it.

@@ -3,8 +3,8 @@
 The recipe is that of augmented shilling attacks (AUSH; Lin, Chen, Li, Xiao, Li and Yuan, CIKM 2020): a generative
 adversarial pair learns what users do, its generator provides the company, and the targets are put into it. There the
 generator fills in ratings of real users' templates; here, where an event is all there is, it writes whole histories,
-and the discriminator picks the ones it holds to be most real. Cost: one training of `training.gan`, some 20 s for
-thousands of users, whatever the number of targets.
+and the discriminator picks the ones it holds to be most real. Cost: one training of `training.gan` and its drafts,
+some 40 s on one core for thousands of users, whatever the number of targets.
 """
 
 from __future__ import annotations

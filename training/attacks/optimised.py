@@ -18,8 +18,8 @@ still: what few fakes change beside the targets is small, and this way a step co
 exchanged for the items that a first-order estimate says are best (HotFlip; Ebrahimi, Rao, Lowd and Dou, ACL 2018,
 arXiv:1712.06751), fewer from round to round; the best state of all rounds is kept.
 
-Cost at the defaults: 15 s on one core at 6,000 users and 3,700 items, most of it the surrogate. The catalogue enters
-by its most frequent items only, so a larger one costs no more.
+Cost at the defaults: 15 s on one core at 3,000 users, 3,600 items and 90 fake users. The catalogue enters by its most
+frequent items only, so a larger one costs no more.
 
 Legend: U fake users, S longest profile, T targets, W events before a target that are looked at, V items of the
 surrogate, H honest histories, d width.
