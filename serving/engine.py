@@ -13,14 +13,13 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import torch
 
 from serving import metrics
 from serving.config import ServingSettings
 from serving.describe import describe_user, model_list
 from serving.errors import GoneError, NotFoundError
 from serving.history import EMPTY, History, from_row, merged
-from serving.index import best_of_both
+from serving.index import Wanted, best_of_both
 from serving.limits import Limits
 from serving.models import (
     ModelList,
@@ -36,8 +35,8 @@ from serving.models import (
 )
 from serving.policy import popular_reasons, reasons
 from serving.refresh import Refresher
-from serving.scorer import EncoderInput
 from serving.snapshot import Snapshot
+from serving.user_encoder import EncoderInput
 from streaming.config import StreamingSettings
 from streaming.hashing import hash_one
 from streaming.reader import StateReader
@@ -79,7 +78,6 @@ class Recommender:
     def __init__(self, data_dir: Path, streaming: StreamingSettings, serving: ServingSettings) -> None:
         self.settings, self.streaming = serving, streaming
         self.limits = Limits(streaming, serving)
-        torch.set_num_threads(serving.threads)
         self._codes = {name: code for code, name in enumerate(streaming.event_types)}
         self._reader = StateReader(data_dir / "state", streaming)
         self._registry = Registry(data_dir / "models")
@@ -142,7 +140,7 @@ class Recommender:
         self.limits.check_batch(requests)
         with _stage("state"):
             rankings = self._prepare(snapshot, requests, now_s)
-        scored = [r for r in rankings if snapshot.scorer is not None and len(r.readable)]
+        scored = [r for r in rankings if snapshot.encoder is not None and len(r.readable)]
         found = dict(zip(map(id, scored), self._search(snapshot, scored), strict=True))
         model = snapshot.state(now_s)
         with _stage("policy"):
@@ -167,7 +165,7 @@ class Recommender:
         return rankings
 
     def _search(self, snapshot: Snapshot, rankings: Sequence[_Ranking]) -> list[tuple[Int64, np.ndarray]]:
-        if not rankings or snapshot.scorer is None or snapshot.index is None:
+        if not rankings or snapshot.encoder is None or snapshot.index is None:
             return []
         inputs = [
             EncoderInput(
@@ -178,15 +176,14 @@ class Recommender:
             for r in rankings
         ]
         with _stage("encode"):
-            encoded = snapshot.scorer.encode(inputs)
+            encoded = snapshot.encoder.encode(inputs, snapshot.vectors)
         with _stage("retrieve"):
             k = max(self._k(r) for r in rankings)
             excluded = [r.excluded(self.settings.exclude_seen) for r in rankings]
             if encoded.repeats is None:
-                return snapshot.index.search(encoded.users, k, excluded)
+                return snapshot.index.search(encoded.users, [Wanted(k, out) for out in excluded])
             # new items come from the index, the others from the past
-            seen = [r.known for r in rankings]
-            found = snapshot.index.search(encoded.users, k, seen)
+            found = snapshot.index.search(encoded.users, [Wanted(k, r.known) for r in rankings])
             return [
                 best_of_both(new, _showable(again, snapshot, out), k)
                 for new, again, out in zip(found, encoded.repeats, excluded, strict=True)
@@ -239,8 +236,9 @@ class Recommender:
                 f"item {item_id!r} has no vector yet; its text is encoded a few seconds after it arrives"
             )
         query = snapshot.vectors[row : row + 1]
-        [(rows, _)] = snapshot.index.search(query, k or self.settings.k_default, [np.array([row])])
-        likeness = (snapshot.vectors[torch.from_numpy(rows)] @ query[0]).numpy()
+        wanted = Wanted(k or self.settings.k_default, np.array([row]))
+        [(rows, _)] = snapshot.index.search(query, [wanted])
+        likeness = snapshot.vectors[rows] @ query[0]
         table = snapshot.table
         items = [
             SimilarItem(item_id=table.ids[near], title=table.titles[near], similarity=round(float(cosine), 4))

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serving.user_encoder import Floats, UserEncoder
 from streaming.catalog import CatalogSnapshot
 from streaming.hashing import UInt64
 from streaming.rows import Int64
 from training.bundle import Bundle
 
 Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Learned:
     names: list[str]  # M ids; empty for items that no catalogue knew
     vectors: Floats  # (M, d) unit vectors
     popularity: Floats  # (M,) share of recent events
+    encoder: UserEncoder
 
     @classmethod
-    def of(cls, bundle: Bundle) -> "Learned":
-        """Put a verified bundle's items in order."""
+    def of(cls, bundle: Bundle, threads: int = 1) -> "Learned":
+        """Put a verified bundle's items in order; ``threads`` of one forward pass."""
         hashes = np.concatenate([bundle.item_hashes, bundle.history_hashes])
         order = np.argsort(hashes, kind="stable")
         nameless = len(bundle.history_hashes)
@@ -48,6 +49,7 @@ class Learned:
             names=[names[row] for row in order],
             vectors=np.concatenate([bundle.item_vectors, bundle.history_vectors])[order],
             popularity=popularity[order],
+            encoder=UserEncoder(bundle.model, threads),
         )
 
 

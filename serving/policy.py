@@ -58,7 +58,7 @@ def reasons(
     if not told:
         return [[_UNTOLD] for _ in rows]
     readable = np.array(told[::-1])  # newest first: it wins ties
-    vectors = snapshot.vectors.numpy()
+    vectors = snapshot.vectors
     likeness = vectors[rows] @ vectors[history_rows[readable]].T  # (k, n)
     nearest = likeness.argmax(axis=1)
     explained = []

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from serving.config import PopularitySettings
-from serving.items import Floats
+from serving.user_encoder import Floats
 from streaming.hashing import UInt64
 from streaming.windows import WindowFiles, complete_windows, read_window
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from serving.index import ExactIndex, Index
-from serving.items import Bools, Floats, ItemTable, Learned, find, merge
+from serving.index import NOTHING, ExactIndex, Index, Wanted
+from serving.items import Bools, ItemTable, Learned, find, merge
 from serving.models import ModelState
-from serving.scorer import EncoderInput, Scorer, text_representations
+from serving.user_encoder import EncoderInput, Floats, UserEncoder
 from streaming.catalog import CatalogSnapshot
 from streaming.hashing import UInt64
 from streaming.rows import Int64
+from training.model import SequenceModel
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ class Snapshot:
     table: ItemTable
     model: Learned | None
     catalog_version: int
-    scorer: Scorer | None  # None: nothing but popularity can rank
+    encoder: UserEncoder | None  # None: nothing but popularity can rank
     index: Index | None  # None: no item has a vector
-    vectors: torch.Tensor  # (N, d) unit vectors of the model, or of the text encoder before there is a model
+    vectors: Floats  # (N, d) unit vectors of the model, or of the text encoder before there is a model
     scored: Bools  # (N,) has a vector
     popularity: Floats  # (N,) share of recent events
     popular_rows: Int64  # servable rows, most popular first, ties by item hash
@@ -70,20 +71,20 @@ def build(
     if model:
         vectors, scored = _model_vectors(table, catalog, model)
         popularity = _spread(model.popularity, table.learned_rows)
-        scorer: Scorer | None = Scorer(model.bundle.model, vectors)
+        encoder: UserEncoder | None = model.encoder
         scale = model.bundle.config.scale
         learned = list(model.bundle.event_types)
     else:
         vectors, scored = _text_vectors(table, catalog)
         popularity = _spread(window_shares[1], find(window_shares[0], table.hashes))
-        scorer, scale, learned = None, 1.0, []
+        encoder, scale, learned = None, 1.0, []
     # a type that came after the bundle was trained is read as the first one
     codes = np.array([learned.index(name) if name in learned else 0 for name in event_types], np.int64)
     servable = np.flatnonzero(table.available)
     by_share = servable[np.lexsort((servable, -popularity[servable]))]
     index = ExactIndex(vectors, table.available & scored, scale) if scored.any() else None
     snapshot = Snapshot(
-        table, model, catalog.version, scorer, index, vectors, scored, popularity, by_share, codes
+        table, model, catalog.version, encoder, index, vectors, scored, popularity, by_share, codes
     )
     _warm_up(snapshot)
     return snapshot
@@ -96,17 +97,17 @@ def _spread(values: Floats, rows: Int64) -> Floats:
     return spread
 
 
-def _model_vectors(table: ItemTable, catalog: CatalogSnapshot, model: Learned) -> tuple[torch.Tensor, Bools]:
+def _model_vectors(table: ItemTable, catalog: CatalogSnapshot, model: Learned) -> tuple[Floats, Bools]:
     """Unit vectors: the bundle's own, and for items it has not seen, from their text."""
     bundle = model.bundle
-    vectors = torch.zeros((len(table), bundle.config.dim), dtype=torch.float32)
+    vectors = np.zeros((len(table), bundle.config.dim), np.float32)
     scored = table.learned_rows >= 0
-    vectors[torch.from_numpy(scored)] = torch.from_numpy(model.vectors[table.learned_rows[scored]])
+    vectors[scored] = model.vectors[table.learned_rows[scored]]
     fresh = _encoded(table, catalog) & ~scored
     if fresh.any():
         text = catalog.vectors[table.catalog_rows[fresh]]
         if text.shape[1] == bundle.config.text_dim:
-            vectors[torch.from_numpy(fresh)] = text_representations(bundle.model, np.ascontiguousarray(text))
+            vectors[fresh] = _text_representations(bundle.model, np.ascontiguousarray(text))
             scored |= fresh
         else:
             logger.warning(
@@ -119,12 +120,21 @@ def _model_vectors(table: ItemTable, catalog: CatalogSnapshot, model: Learned) -
     return vectors, scored
 
 
-def _text_vectors(table: ItemTable, catalog: CatalogSnapshot) -> tuple[torch.Tensor, Bools]:
+def _text_representations(model: SequenceModel, text: Floats) -> Floats:
+    """Represent items by their text alone: (N, D) text vectors give (N, d) unit vectors."""
+    with torch.inference_mode():
+        slots = torch.full((len(text),), -1, dtype=torch.int64)
+        found = normalize(model.item_representations(torch.from_numpy(text), slots), dim=-1)
+    return np.asarray(found.numpy(), np.float32)
+
+
+def _text_vectors(table: ItemTable, catalog: CatalogSnapshot) -> tuple[Floats, Bools]:
     """Text vectors themselves, so that similar items can be shown before there is a model."""
     encoded = _encoded(table, catalog)
     vectors = np.zeros((len(table), catalog.vectors.shape[1]), np.float32)
     vectors[encoded] = catalog.vectors[table.catalog_rows[encoded]]
-    return normalize(torch.from_numpy(vectors), dim=-1), encoded
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(norms, np.finfo(np.float32).tiny), encoded
 
 
 def _encoded(table: ItemTable, catalog: CatalogSnapshot) -> Bools:
@@ -135,12 +145,13 @@ def _encoded(table: ItemTable, catalog: CatalogSnapshot) -> Bools:
 
 def _warm_up(snapshot: Snapshot, rounds: int = 3) -> None:
     """Run some requests' worth of work, so that the first real one finds all allocated, and check it."""
-    if snapshot.scorer is None or snapshot.index is None:
+    if snapshot.encoder is None or snapshot.index is None:
         return
-    rows = np.flatnonzero(snapshot.scored)[: snapshot.scorer.length]
+    rows = np.flatnonzero(snapshot.scored)[: snapshot.encoder.length]
     steps = np.arange(len(rows), dtype=np.int64)
     for _ in range(rounds):
-        users = snapshot.scorer.encode([EncoderInput(rows, steps * 60_000, np.zeros_like(rows))]).users
-        snapshot.index.search(users, 10, [np.empty(0, np.int64)])
-    if not (torch.isfinite(users).all() and torch.isfinite(snapshot.vectors).all()):
+        history = EncoderInput(rows, steps * 60_000, np.zeros_like(rows))
+        users = snapshot.encoder.encode([history], snapshot.vectors).users
+        snapshot.index.search(users, [Wanted(10, NOTHING)])
+    if not (np.isfinite(users).all() and np.isfinite(snapshot.vectors).all()):
         raise ValueError("the model gives vectors that are not finite numbers; it is not taken into service")

@@ -12,6 +12,7 @@ from serving.config import PopularitySettings
 from serving.engine import Recommender
 from serving.errors import InvalidRequestError, NotFoundError
 from serving.models import InlineEvent, RecommendationRequest
+from serving.user_encoder import Encoded
 from tests.serving.world import MINUTE, World, event
 from training.bundle import load_bundle
 from training.registry import Registry
@@ -342,11 +343,11 @@ def test_a_damaged_bundle_is_refused_and_the_old_one_stays(trained, recommender,
 
 
 def test_a_model_that_gives_no_numbers_is_refused(trained, recommender, monkeypatch):
-    def broken(*_: object, **__: object) -> torch.Tensor:
-        return torch.full((1, 8, 16), float("nan"))
+    def broken(*_: object, **__: object) -> Encoded:
+        return Encoded(np.full((1, 16), np.nan, np.float32), None)
 
     trained.train("v2", seed=1)
-    monkeypatch.setattr("training.model.SequenceModel.forward", broken)
+    monkeypatch.setattr("serving.user_encoder.UserEncoder.encode", broken)
     assert not recommender.refresher.refresh()
     monkeypatch.undo()
     assert recommender.recommend("anna").model.version == "v1"
