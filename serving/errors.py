@@ -2,11 +2,14 @@
 
 - ServingError                     500
   - NotFoundError                  404  unknown user, item or model version
+  - ConflictError                  409  what the request builds on has changed
   - GoneError                      410  a user that was erased; holds the proofs
   - InvalidRequestError            422  a field of the request; `pointer` names it (RFC 6901)
-  - UnauthorizedError              401  the API key is missing or wrong
-  - ForbiddenError                 403  switched off by the settings
+  - UnauthorizedError              401  the key or token is missing or wrong
+  - ForbiddenError                 403  the caller lacks the scope, or it is switched off by the settings
+  - TooManyRequestsError           429  the caller asks more often than allowed
   - UnavailableError               503  a part this request needs does not answer; try again
+    - OverloadedError              503  the replica has more to do than it takes on
 """
 
 from collections.abc import Sequence
@@ -20,12 +23,19 @@ class ServingError(Exception):
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
+    retry_after_s: float | None = None  # when the same request may succeed, where that can be told
 
 
 class NotFoundError(ServingError):
     """An unknown user, item or model version."""
 
     status, title = 404, "Not found"
+
+
+class ConflictError(ServingError):
+    """What the request builds on has changed since."""
+
+    status, title = 409, "Conflict"
 
 
 class GoneError(ServingError):
@@ -58,18 +68,44 @@ class InvalidRequestError(ServingError):
 
 
 class UnauthorizedError(ServingError):
-    """The API key is missing or wrong."""
+    """The key or token is missing or wrong."""
 
     status, title = 401, "Unauthorized"
 
 
 class ForbiddenError(ServingError):
-    """Switched off by the settings."""
+    """The caller lacks the scope, or nobody has it by the settings."""
 
     status, title = 403, "Forbidden"
 
 
+class TooManyRequestsError(ServingError):
+    """The caller asks more often than allowed.
+
+    Args:
+        retry_after_s: until the next request is answered.
+    """
+
+    status, title = 429, "Too many requests"
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
 class UnavailableError(ServingError):
-    """A part this request needs does not answer; the same request may succeed later."""
+    """A part this request needs does not answer; the same request may succeed later.
+
+    Args:
+        retry_after_s: when to try again.
+    """
 
     status, title = 503, "Unavailable"
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class OverloadedError(UnavailableError):
+    """The replica works on as many requests as it takes on."""

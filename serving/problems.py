@@ -1,6 +1,10 @@
 """Errors as RFC 9457 problem details, `application/problem+json`, for every way a request can fail."""
 
+import json
 import logging
+import math
+import traceback
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -8,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from serving import request_id
 from serving.describe import describe_erasures
 from serving.errors import GoneError, InvalidRequestError, ServingError, UnauthorizedError
 from serving.models import Problem
@@ -15,6 +20,7 @@ from serving.models import Problem
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+_CHALLENGE = 'ApiKey header="X-API-Key", Bearer realm="headrace"'
 
 
 def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -28,38 +34,52 @@ def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with problem details."""
-    app.add_exception_handler(ServingError, _serving_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    for kind in (ServingError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _handle)
 
 
-def problem(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
-    """Render problem details; `instance` is the path of the request."""
-    body = problem.model_copy(update={"instance": request.url.path}).model_dump_json(exclude_none=True)
-    return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
+async def _handle(request: Request, error: Exception) -> Response:
+    return answer(request.scope, error)
 
 
-async def _serving_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServingError)
+def answer(scope: Mapping[str, Any], error: Exception) -> Response:
+    """Render an error of the request with this ASGI scope; what nobody foresaw is logged.
+
+    The problem's `instance` is the path of the request, `request_id` its id.
+    """
+    headers: dict[str, str] = {}
+    if isinstance(error, ServingError):
+        problem = _serving_error(error, headers)
+    elif isinstance(error, RequestValidationError):
+        problem = _validation_error(error)
+    elif isinstance(error, HTTPException):
+        problem = _http_error(scope, error, headers)
+    else:
+        problem = _unexpected(scope, error)
+    body = problem.model_dump(exclude_none=True)
+    body |= {"instance": scope["path"], "request_id": request_id.current()}
+    content = json.dumps(body, ensure_ascii=True)  # a path may hold half a surrogate pair
+    return Response(content, problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def _serving_error(error: ServingError, headers: dict[str, str]) -> Problem:
     errors = None
     if isinstance(error, InvalidRequestError):
         errors = [{"pointer": error.pointer, "detail": error.detail}]
-    headers = (
-        {"WWW-Authenticate": 'ApiKey header="X-API-Key"'} if isinstance(error, UnauthorizedError) else None
-    )
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = _CHALLENGE
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     erasures = describe_erasures(error.proofs) if isinstance(error, GoneError) else None
-    found = Problem(
+    return Problem(
         title=error.title, status=error.status, detail=str(error), errors=errors, erasures=erasures
     )
-    return problem(request, found, headers)
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _validation_error(error: RequestValidationError) -> Problem:
     errors = [{"pointer": _pointer(e["loc"]), "detail": _detail(e)} for e in error.errors()[:20]]
     text = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors[:3])
-    return problem(request, Problem(title="Invalid request", status=422, detail=text, errors=errors))
+    return Problem(title="Invalid request", status=422, detail=text, errors=errors)
 
 
 def _pointer(location: tuple[Any, ...]) -> str:
@@ -77,20 +97,31 @@ def _detail(error: dict[str, Any]) -> str:
     return str(error["msg"]) + (f", got {shown}" if shown and not missing else "")
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _http_error(scope: Mapping[str, Any], error: HTTPException, headers: dict[str, str]) -> Problem:
+    headers.update(error.headers or {})
     title = HTTPStatus(error.status_code).phrase
     detail = (
         error.detail
         if error.detail != title
-        else f"{request.method} {request.url.path} is not served here; see /docs"
+        else f"{scope['method']} {scope['path']} is not served here; see /docs"
     )
-    return problem(
-        request, Problem(title=title, status=error.status_code, detail=detail), dict(error.headers or {})
-    )
+    return Problem(title=title, status=error.status_code, detail=detail)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    text = "an error nobody foresaw; its trace is in the log of the replica"
-    return problem(request, Problem(title="Internal error", status=500, detail=text))
+def _unexpected(scope: Mapping[str, Any], error: Exception) -> Problem:
+    """Log what happened and where, but neither messages nor the path: they may hold ids of users."""
+    route = getattr(scope.get("route"), "path_format", "(no route)")
+    trace = "".join(_trace(error))
+    logger.error("request %s, %s %s failed:\n%s", request_id.current(), scope["method"], route, trace)
+    text = "an error nobody foresaw; its trace is in the log of the replica, under the request's id"
+    return Problem(title="Internal error", status=500, detail=text)
+
+
+def _trace(error: BaseException) -> Iterator[str]:
+    """The kinds and places of an error and of what led to it, innermost cause first, without their messages."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        yield from _trace(before)
+        yield "which led to\n"
+    yield from traceback.format_tb(error.__traceback__)
+    yield f"{type(error).__module__}.{type(error).__qualname__}\n"
