@@ -15,13 +15,15 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from ray import serve
 
+from serving import envelope
+from serving.batching import MicroBatcher
 from serving.config import ServingSettings
 from serving.engine import Recommender
+from serving.fast_lane import FastLane
 from serving.metrics import REQUEST_SECONDS, RequestWindow
-from serving.models import Problem
 from serving.ports import EventSink, KafkaSink, Pipeline, ServePipeline
-from serving.problems import install
 from serving.routes import model_routes, operation_routes, recommendation_routes, user_routes
+from serving.security.guard import Guard
 from streaming.config import KafkaSettings, StreamingSettings
 
 Scope = MutableMapping[str, Any]
@@ -76,28 +78,35 @@ class Measured:
                 self._window.add(duration_s, status)
 
 
-def build_app(recommender: Recommender, sink: EventSink, pipeline: Pipeline) -> FastAPI:
+def build_app(
+    recommender: Recommender, sink: EventSink, pipeline: Pipeline, name_answers: bool = True
+) -> FastAPI:
     """Build the application around what it needs; runs under any ASGI server.
 
     Args:
         recommender: ranks.
         sink: takes events for the stream.
         pipeline: tells how the streaming side is doing.
+        name_answers: put the request's id into the answer; False under Ray Serve, which does so itself.
     """
-    window = RequestWindow(recommender.settings.stats_window)
+    settings = recommender.settings
+    window = RequestWindow(settings.stats_window)
+    batcher = MicroBatcher(recommender.answer, settings.micro_batch_max)
+    guard = Guard(settings.security, settings.host, settings.admin_api_key, settings.admin_open)
     app: FastAPI = FastAPIOffline(
         title="Headrace",
         summary="A streaming recommender that keeps learning and refuses to be manipulated.",
         description=_DESCRIPTION,
         version=importlib.metadata.version("headrace"),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        responses={500: {"model": Problem, "description": "Problem details"}},
     )
-    app.include_router(recommendation_routes(recommender))
+    app.include_router(recommendation_routes(recommender, batcher))
     app.include_router(user_routes(recommender, sink))
     app.include_router(model_routes(recommender))
     app.include_router(operation_routes(recommender, pipeline, window))
-    install(app)
+    # inside out
+    app.add_middleware(FastLane, batcher=batcher, limits=recommender.limits, guard=guard)
+    envelope.install(app, guard, settings.security, name_answers)
     app.add_middleware(Measured, window=window)
     return app
 
@@ -116,7 +125,7 @@ class ApiReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
-        return build_app(self._recommender, self._sink, self._pipeline)
+        return build_app(self._recommender, self._sink, self._pipeline, name_answers=False)
 
     def check_health(self) -> None:
         """Called by Serve; a replica that no longer follows the registry is replaced.

@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from serving.security.config import SecuritySettings
 from streaming.config import Section
 
 
@@ -47,7 +48,10 @@ class ServingSettings(Section):
     port: int = Field(8000, ge=1, le=65535, description="HTTP port")
     k_default: int = Field(10, ge=1, le=10_000, description="items in an answer when `k` is not given")
     k_max: int = Field(100, ge=1, le=10_000, description="most items one request may ask for")
-    batch_max: int = Field(64, ge=1, le=10_000, description="most requests in one POST /v1/recommendations")
+    page_depth: int = Field(1000, ge=1, le=100_000, description="pages of a list end at this item")
+    candidates_max: int = Field(1000, ge=1, le=100_000, description="most items in one POST /v1/rank")
+    exclude_max: int = Field(1000, ge=1, le=100_000, description="most items in one `exclude`")
+    batch_max: int = Field(256, ge=1, le=10_000, description="most requests in one POST /v1/recommendations")
     events_max: int = Field(1000, ge=1, le=100_000, description="most events in one POST /v1/events")
     inline_events_max: int = Field(200, ge=1, le=10_000, description="most inline events of one session")
     exclude_seen: bool = Field(
@@ -81,10 +85,14 @@ class ServingSettings(Section):
         4096, ge=16, le=1_000_000, description="newest requests behind /v1/stats p50 and p99"
     )
     admin_api_key: SecretStr | None = Field(
-        None, min_length=16, description="header X-API-Key that POST /v1/models/{version}/promote asks for"
+        None, min_length=16, description="a key with scope admin, sent as X-API-Key; security.keys holds others"
     )
     admin_open: bool = Field(False, description="with no admin_api_key: let everybody promote (laptop only)")
+    micro_batch_max: int = Field(
+        64, ge=1, le=1024, description="most requests that are ranked together because they arrive together"
+    )
     popularity: PopularitySettings = PopularitySettings()
+    security: SecuritySettings = SecuritySettings()
     replicas: ReplicaSettings = ReplicaSettings()
 
     @model_validator(mode="after")
@@ -93,4 +101,5 @@ class ServingSettings(Section):
             raise ValueError(
                 f"k_default={self.k_default} is above k_max={self.k_max}; lower it or raise k_max"
             )
+        self.security.anonymous_on(self.host)  # refuses a host that others reach while nothing says what they may
         return self

@@ -1,30 +1,31 @@
 """The recommender as a plain class: state, encode, retrieve, policy. No HTTP, no Ray.
 
-A request takes these stages in one thread; a batch takes each stage once for all its members. Cost on one
-shared core, histories of up to 50 events: 0.9 ms among 1,700 items and 1.0 ms among 10,000 (encoding 0.65,
-state 0.15, retrieval 0.1, reasons 0.1); a batch of 32 takes 13 ms.
+A request takes these stages in one thread; a batch takes each stage once for all its members.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from serving import metrics
+from serving.arrange import Arranger
+from serving.ask import Ask
 from serving.config import ServingSettings
 from serving.describe import describe_user, model_list
-from serving.errors import GoneError, NotFoundError
-from serving.history import EMPTY, History, from_row, merged
+from serving.errors import GoneError, InvalidRequestError, NotFoundError, ServingError
+from serving.explain import explain
+from serving.history import EMPTY, from_row, merged
 from serving.index import Wanted, best_of_both
 from serving.limits import Limits
 from serving.models import (
     ModelList,
     ModelState,
     PromoteAnswer,
+    RankRequest,
     RecommendationRequest,
     Recommendations,
     RecommendedItem,
@@ -33,37 +34,18 @@ from serving.models import (
     UserAnswer,
     UserState,
 )
+from serving.pages import Cursor, check_same_list, cursor_of, known, list_tag, page_tag
 from serving.policy import popular_reasons, reasons
+from serving.ranking import Answered, Ranking
 from serving.refresh import Refresher
 from serving.snapshot import Snapshot
-from serving.user_encoder import EncoderInput
+from serving.user_encoder import Floats
 from streaming.config import StreamingSettings
 from streaming.hashing import hash_one
 from streaming.reader import StateReader
 from streaming.rows import Int64
 from training.errors import RegistryError
 from training.registry import Registry
-
-
-@dataclass
-class _Ranking:
-    """One request on its way through the stages."""
-
-    request: RecommendationRequest
-    history: History
-    rows: Int64  # (n,) of the history in the item table, -1 for unknown items
-    readable: Int64  # positions of the history that have a vector
-    state: UserState
-
-    def excluded(self, default: bool) -> Int64:
-        """Rows that may not be shown."""
-        wanted = default if self.request.exclude_seen is None else self.request.exclude_seen
-        return self.known if wanted else self.rows[:0]
-
-    @property
-    def known(self) -> Int64:
-        """Rows of the history's items that are in the item table."""
-        return self.rows[self.rows >= 0]
 
 
 class Recommender:
@@ -78,6 +60,7 @@ class Recommender:
     def __init__(self, data_dir: Path, streaming: StreamingSettings, serving: ServingSettings) -> None:
         self.settings, self.streaming = serving, streaming
         self.limits = Limits(streaming, serving)
+        self._arranger = Arranger(serving)
         self._codes = {name: code for code, name in enumerate(streaming.event_types)}
         self._reader = StateReader(data_dir / "state", streaming)
         self._registry = Registry(data_dir / "models")
@@ -125,97 +108,178 @@ class Recommender:
         self, user_id: str, k: int | None = None, exclude_seen: bool | None = None
     ) -> Recommendations:
         """Rank items for one user. See `recommend_batch`."""
-        return self.recommend_batch([RecommendationRequest(user_id=user_id, k=k, exclude_seen=exclude_seen)])[
-            0
-        ]
+        return self._one(Ask(user_id=user_id, k=k, exclude_seen=exclude_seen))
 
     def recommend_batch(self, requests: Sequence[RecommendationRequest]) -> list[Recommendations]:
         """Rank items for users and anonymous sessions, all with the same model.
 
         Raises:
             InvalidRequestError: a request is out of bounds; its pointer names the place in the batch.
+            ConflictError: the list that a cursor continues has changed.
+        """
+        asks = self.limits.asks(requests)
+        return [body_of(answered) for answered in self.answer(asks)]
+
+    def rank(self, request: RankRequest) -> Recommendations:
+        """Put candidates in order; those that cannot be ranked are named.
+
+        Raises:
+            InvalidRequestError: the request is out of bounds.
+        """
+        return self._one(Ask.by_candidates(request))
+
+    def _one(self, ask: Ask) -> Recommendations:
+        self.limits.check_ask(ask)
+        return body_of(self.answer([ask])[0])
+
+    def answer(self, asks: Sequence[Ask]) -> list[Answered | ServingError]:
+        """Rank for requests that came together, all with the same model; what is wrong with one is its own.
+
+        Args:
+            asks: that `Limits.check_ask` has let pass.
         """
         snapshot = self._snapshot  # read once: a swap during the request does not reach it
         now_s = time.time()
-        self.limits.check_batch(requests)
         with _stage("state"):
-            rankings = self._prepare(snapshot, requests, now_s)
-        scored = [r for r in rankings if snapshot.encoder is not None and len(r.readable)]
-        found = dict(zip(map(id, scored), self._search(snapshot, scored), strict=True))
+            prepared = self._prepare(snapshot, asks, now_s)
+        rankings = [one for one in prepared if isinstance(one, Ranking)]
+        found = self._search(snapshot, rankings)
         model = snapshot.state(now_s)
         with _stage("policy"):
-            return [self._answer(snapshot, r, found.get(id(r)), model) for r in rankings]
+            return [
+                self._answer(snapshot, one, found.get(id(one)), model) if isinstance(one, Ranking) else one
+                for one in prepared
+            ]
 
     def _prepare(
-        self, snapshot: Snapshot, requests: Sequence[RecommendationRequest], now_s: float
-    ) -> list[_Ranking]:
-        clock_ms = self.clock_ms() if any(request.events for request in requests) else 0
-        users = [request.user_id for request in requests if request.user_id is not None]
+        self, snapshot: Snapshot, asks: Sequence[Ask], now_s: float
+    ) -> list[Ranking | Answered | ServingError]:
+        clock_ms = self.clock_ms() if any(ask.events for ask in asks) else 0
+        users = [ask.user_id for ask in asks if ask.user_id is not None]
         stored = iter(self._reader.read(users) if users else ())
-        rankings = []
-        for request in requests:
-            row = next(stored) if request.user_id is not None else None
+        prepared: list[Ranking | Answered | ServingError] = []
+        for ask in asks:
+            row = next(stored) if ask.user_id is not None else None
             past = EMPTY if row is None or row["total"] == 0 else from_row(row)
-            length = self.streaming.sequence_length
-            history = merged(past, request.events, self._codes, clock_ms, length)
+            history = merged(past, ask.events, self._codes, clock_ms, self.streaming.sequence_length)
             rows = snapshot.table.rows_of(history.items)
             readable = np.flatnonzero(rows >= 0)
             readable = readable[snapshot.scored[rows[readable]]]
-            rankings.append(_Ranking(request, history, rows, readable, _user_state(row, len(history), now_s)))
-        return rankings
+            state = _user_state(row, len(history), now_s)
+            k = ask.k or self.settings.k_default
+            ranking = Ranking(ask, history, rows, readable, state, k, self._excluded(snapshot, ask, rows))
+            try:
+                prepared.append(self._narrowed(snapshot, ranking))
+            except ServingError as error:
+                prepared.append(error)
+        return prepared
 
-    def _search(self, snapshot: Snapshot, rankings: Sequence[_Ranking]) -> list[tuple[Int64, np.ndarray]]:
-        if not rankings or snapshot.encoder is None or snapshot.index is None:
-            return []
-        inputs = [
-            EncoderInput(
-                r.rows[r.readable],
-                r.history.times[r.readable],
-                snapshot.type_codes[r.history.types[r.readable]],
+    def _excluded(self, snapshot: Snapshot, ask: Ask, rows: Int64) -> Int64:
+        seen = self.settings.exclude_seen if ask.exclude_seen is None else ask.exclude_seen
+        excluded = rows if seen else rows[:0]
+        if ask.exclude:
+            excluded = np.concatenate([excluded, snapshot.table.rows_named(ask.exclude)])
+        return excluded[excluded >= 0]
+
+    def _narrowed(self, snapshot: Snapshot, ranking: Ranking) -> Ranking | Answered:
+        """Find the page that is wanted, whether the caller has it, and what may stand on it."""
+        ask, state, cursor = ranking.ask, ranking.state, cursor_of(ranking.ask)
+        ranking.list_tag = list_tag(ask, (*snapshot.identity, state.partition, state.offset))
+        check_same_list(cursor, ranking.list_tag)
+        ranking.start = cursor.start if cursor else 0
+        depth = self.settings.page_depth
+        if ranking.end > depth:
+            raise InvalidRequestError(
+                f"{ask.place}/cursor", f"lists end at item {depth} (setting serving.page_depth)"
             )
-            for r in rankings
-        ]
-        with _stage("encode"):
-            encoded = snapshot.encoder.encode(inputs, snapshot.vectors)
-        with _stage("retrieve"):
-            k = max(self._k(r) for r in rankings)
-            excluded = [r.excluded(self.settings.exclude_seen) for r in rankings]
-            if encoded.repeats is None:
-                return snapshot.index.search(encoded.users, [Wanted(k, out) for out in excluded])
-            # new items come from the index, the others from the past
-            found = snapshot.index.search(encoded.users, [Wanted(k, r.known) for r in rankings])
-            return [
-                best_of_both(new, _showable(again, snapshot, out), k)
-                for new, again, out in zip(found, encoded.repeats, excluded, strict=True)
-            ]
+        ranking.seed = self._arranger.seed(ask, cursor)
+        if snapshot.model is not None and ranking.seed < 0:
+            ranking.tag = page_tag(ranking.list_tag, ranking.start, ranking.k, ask.explain)
+            if known(ask.tags, ranking.tag):
+                return Answered(None, ranking.tag)
+        ranking.allowed = self._arranger.allowed(snapshot, ask)
+        if ask.among is not None:
+            rows = snapshot.table.rows_named(ask.among)
+            ranking.among = np.unique(rows[rows >= 0])
+        return ranking
 
-    def _k(self, ranking: _Ranking) -> int:
-        return ranking.request.k or self.settings.k_default
+    def _search(self, snapshot: Snapshot, rankings: Sequence[Ranking]) -> dict[int, tuple[Int64, Floats]]:
+        """Rows and scores, best first, for those that the model has something to read of; by ``id``."""
+        encoder, index = snapshot.encoder, snapshot.index
+        read = [ranking for ranking in rankings if len(ranking.readable)]
+        if not read or encoder is None or index is None:
+            return {}
+        with _stage("encode"):
+            encoded = encoder.encode([ranking.told(snapshot) for ranking in read], snapshot.vectors)
+        with _stage("retrieve"):
+            offsets: Floats | None = None
+            wanted = [
+                Wanted(
+                    self._arranger.candidates(snapshot, ranking),
+                    # what the history holds is scored by its copies, where the model copies
+                    ranking.excluded
+                    if encoded.repeats is None
+                    else np.union1d(ranking.excluded, ranking.known),
+                    ranking.allowed,
+                    ranking.among,
+                    offsets,
+                )
+                for ranking in read
+            ]
+            found = index.search(encoded.users, wanted)
+            if encoded.repeats is not None:
+                for place, (rows, scores) in enumerate(encoded.repeats):
+                    shown = snapshot.table.available[rows] & read[place].may_show(rows)
+                    added = scores if offsets is None else scores + offsets[rows]
+                    again = rows[shown], added[shown]
+                    found[place] = best_of_both(found[place], again, wanted[place].k)
+        return dict(zip(map(id, read), found, strict=True))
 
     def _answer(
         self,
         snapshot: Snapshot,
-        ranking: _Ranking,
-        found: tuple[Int64, np.ndarray] | None,
+        ranking: Ranking,
+        found: tuple[Int64, Floats] | None,
         model: ModelState,
-    ) -> Recommendations:
-        k = self._k(ranking)
-        if found is not None:
-            rows, scores = found[0][:k], found[1][:k]
-            said = reasons(snapshot, rows, ranking.history, ranking.rows, self.streaming.event_types)
-        else:
-            rows = _popular(snapshot, k, ranking.excluded(self.settings.exclude_seen))
-            scores = snapshot.popularity[rows]
-            said = popular_reasons(snapshot, rows)
-        metrics.RANKINGS.labels("model" if found is not None else "popularity").inc()
-        table = snapshot.table
+    ) -> Answered | ServingError:
+        by_model = found is not None
+        if found is None:
+            rows = _popular(snapshot, self._arranger.candidates(snapshot, ranking), ranking)
+            found = rows, snapshot.popularity[rows]
+        rows, scores, propensities, more = self._arranger.page(snapshot, ranking, *found)
+        said = (
+            reasons(snapshot, rows, ranking.history, ranking.rows, self.streaming.event_types)
+            if by_model
+            else popular_reasons(snapshot, rows)
+        )
+        metrics.RANKINGS.labels("model" if by_model else "popularity").inc()
+        table, ask = snapshot.table, ranking.ask
         items = [
-            RecommendedItem(
-                item_id=table.ids[row], title=table.titles[row], score=round(float(score), 6), reasons=why
+            RecommendedItem(item_id=table.ids[row], title=table.titles[row], score=score, reasons=why)
+            for row, score, why in zip(
+                rows.tolist(), scores.astype(np.float64).round(6).tolist(), said, strict=True
             )
-            for row, score, why in zip(rows, scores, said, strict=True)
         ]
-        return Recommendations(user_id=ranking.request.user_id, items=items, model=model, state=ranking.state)
+        extra: dict[str, object] = {}
+        if propensities is not None:
+            items = [
+                item.model_copy(update={"propensity": float(chance)})
+                for item, chance in zip(items, propensities, strict=True)
+            ]
+        if ask.explain and by_model:
+            told, events = ranking.told(snapshot), ranking.readable
+            effects = explain(snapshot, told, rows, ranking.history, events, self.streaming.event_types)
+            items = [
+                item.model_copy(update={"explanation": effect})
+                for item, effect in zip(items, effects, strict=True)
+            ]
+        if more:
+            extra["next"] = Cursor(ranking.list_tag, ranking.end, ranking.seed).text()
+        if ask.among is not None:
+            ranked = {item.item_id for item in items}
+            extra["unknown"] = [item for item in ask.among if item not in ranked] if not more else []
+        body = Recommendations(user_id=ask.user_id, items=items, model=model, state=ranking.state, **extra)
+        return Answered(body, ranking.tag, rows)
 
     # --- everything else ---------------------------------------------------------------------------------
 
@@ -291,17 +355,21 @@ class Recommender:
         return self._snapshot.servable()
 
 
-def _showable(
-    repeats: tuple[Int64, np.ndarray], snapshot: Snapshot, excluded: Int64
-) -> tuple[Int64, np.ndarray]:
-    rows, scores = repeats
-    kept = snapshot.table.available[rows] & ~np.isin(rows, excluded)
-    return rows[kept], scores[kept]
+def body_of(answered: Answered | ServingError) -> Recommendations:
+    """The answer to a request that named no entity tag, or the error it ended with."""
+    if isinstance(answered, ServingError):
+        raise answered
+    assert answered.body is not None  # nobody told of a tag
+    return answered.body
 
 
-def _popular(snapshot: Snapshot, k: int, excluded: Int64) -> Int64:
-    head = snapshot.popular_rows[: k + len(excluded)]  # however many are excluded, k remain if there are k
-    return head[~np.isin(head, excluded)][:k]
+def _popular(snapshot: Snapshot, k: int, ranking: Ranking) -> Int64:
+    """The k most popular rows that may be shown."""
+    if ranking.allowed is None and ranking.among is None:
+        head = snapshot.popular_rows[: k + len(ranking.excluded)]  # however many are excluded, k remain
+    else:
+        head = snapshot.popular_rows
+    return head[ranking.may_show(head)][:k]
 
 
 def _user_state(row: np.void | None, events: int, now_s: float) -> UserState:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from serving.user_encoder import Floats, UserEncoder
 from streaming.catalog import CatalogSnapshot
-from streaming.hashing import UInt64
+from streaming.hashing import UInt64, hash_one
 from streaming.rows import Int64
 from training.bundle import Bundle
 
@@ -70,6 +70,10 @@ class ItemTable:
     def rows_of(self, hashes: UInt64) -> Int64:
         """Find items by hash: (n,) rows, -1 for unknown ones."""
         return find(self.hashes, hashes)
+
+    def rows_named(self, ids: Sequence[str]) -> Int64:
+        """Find items by id: (n,) rows, -1 for unknown ones."""
+        return self.rows_of(np.array([hash_one(item) for item in ids], np.uint64))
 
 
 def find(ascending: UInt64, wanted: UInt64) -> Int64:

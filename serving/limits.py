@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from serving.ask import Ask
 from serving.config import ServingSettings
 from serving.errors import InvalidRequestError
 from serving.models import NewEvent, RecommendationRequest
@@ -20,26 +21,42 @@ class Limits:
         """Refuse an id that is empty or too long."""
         _length(value, self._serving.max_id_length, "serving.max_id_length", pointer)
 
-    def check_batch(self, requests: Sequence[RecommendationRequest]) -> None:
-        """Refuse a batch that is too large, or that holds a request out of bounds."""
+    def asks(self, requests: Sequence[RecommendationRequest], request_id: str | None = None) -> list[Ask]:
+        """The rankings of a batch; refuse one that is too large, or holds a request out of bounds."""
         _count(requests, self._serving.batch_max, "serving.batch_max", "/requests")
-        for position, request in enumerate(requests):
-            self.check_request(request, f"/requests/{position}")
+        asks = [
+            Ask.by_request(request, f"/requests/{place}", request_id)
+            for place, request in enumerate(requests)
+        ]
+        for ask in asks:
+            self.check_ask(ask)
+        return asks
 
-    def check_request(self, request: RecommendationRequest, place: str) -> None:
-        """Refuse a ranking that is out of bounds; `place` is where it stands in the body."""
-        k_max = self._serving.k_max
-        if request.k is not None and not 1 <= request.k <= k_max:
+    def check_ask(self, ask: Ask) -> None:
+        """Refuse a ranking that is out of bounds."""
+        place, serving = ask.place, self._serving
+        if ask.k is not None and ask.among is None and not 1 <= ask.k <= serving.k_max:
             raise InvalidRequestError(
-                f"{place}/k", f"expected 1 to {k_max} (setting serving.k_max), got {request.k}"
+                f"{place}/k", f"expected 1 to {serving.k_max} (setting serving.k_max), got {ask.k}"
             )
-        if request.user_id is not None:
-            self.check_id(request.user_id, f"{place}/user_id")
-        limit = self._serving.inline_events_max
-        _count(request.events, limit, "serving.inline_events_max", f"{place}/events")
-        for number, event in enumerate(request.events):
-            self._check_type(event.type, f"{place}/events/{number}/type")
-            self.check_id(event.item_id, f"{place}/events/{number}/item_id")
+        if ask.user_id is not None:
+            pointer = "path/user_id" if place == "query" else f"{place}/user_id"
+            self.check_id(ask.user_id, pointer)
+        if ask.session is not None:
+            self.check_id(ask.session, f"{place}/session")
+        for name, ids, limit in (
+            ("exclude", ask.exclude, "exclude_max"),
+            ("items", ask.among or (), "candidates_max"),
+        ):
+            if ids:
+                _count(ids, getattr(serving, limit), f"serving.{limit}", f"{place}/{name}")
+                for number, item in enumerate(ids):
+                    self.check_id(item, f"{place}/{name}/{number}")
+        if ask.events:
+            _count(ask.events, serving.inline_events_max, "serving.inline_events_max", f"{place}/events")
+            for number, event in enumerate(ask.events):
+                self._check_type(event.type, f"{place}/events/{number}/type")
+                self.check_id(event.item_id, f"{place}/events/{number}/item_id")
 
     def check_events(self, events: Sequence[NewEvent]) -> None:
         """Hold events against what the ingestor will accept, so that none ends as a dead letter."""

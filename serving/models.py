@@ -17,6 +17,10 @@ EpochMs = Annotated[
 ]
 
 
+def _absent(value: object) -> bool:
+    return value is None
+
+
 class Request(BaseModel):
     """Base of request bodies: unknown names are refused, so that a typing error does not pass silently."""
 
@@ -42,14 +46,50 @@ class InlineEvent(Request):
     )
 
 
-class RecommendationRequest(Request):
+class RankingOptions(Request):
+    """What may be said of any ranking."""
+
+    k: int | None = Field(None, ge=1, description="items wanted; setting serving.k_default if absent")
+    exclude_seen: bool | None = Field(
+        None, description="leave out what the user has touched; default by setting"
+    )
+    exclude: tuple[str, ...] = Field((), description="ids of items that may not be shown", examples=[["50"]])
+    filter: str | None = Field(
+        None,
+        description="expression that items must meet, over category, item_id, title, available, new and the "
+        "catalogue's attributes: = != < <= > >= in and or not exists() and parentheses",
+        examples=['category = "Comedy" and year >= 1990'],
+    )
+    diversity: float | None = Field(
+        None, ge=0, le=1, description="0 = by score alone, 1 = as unlike each other as can be; default by setting"
+    )
+    explain: bool = Field(False, description="tell which events moved each item, and by how much")
+
+
+class RecommendationQuery(RankingOptions):
+    """Parameters of a ranking for a user."""
+
+    cursor: str | None = Field(None, description="`next` of the page before; nothing for the first page")
+
+
+class RecommendationRequest(RecommendationQuery):
     """One ranking: of a known user, of an anonymous session, or of a known user plus newest events."""
 
     user_id: str | None = Field(None, min_length=1, examples=["259"])
     events: tuple[InlineEvent, ...] = Field((), description="oldest first or any order; sorted by timestamp")
-    k: int | None = Field(None, ge=1, description="items wanted; setting serving.k_default if absent")
-    exclude_seen: bool | None = Field(
-        None, description="leave out what the user has touched; default by setting"
+    session: str | None = Field(
+        None, min_length=1, description="a name that an anonymous session keeps, so that its experiment arm does"
+    )
+
+
+class RankRequest(RankingOptions):
+    """Candidates to be put in order for a known user, an anonymous session, or a known user plus newest events."""
+
+    items: tuple[str, ...] = Field(min_length=1, description="ids of the candidates", examples=[["50", "181"]])
+    user_id: str | None = Field(None, min_length=1, examples=["259"])
+    events: tuple[InlineEvent, ...] = Field((), description="oldest first or any order; sorted by timestamp")
+    session: str | None = Field(
+        None, min_length=1, description="a name that an anonymous session keeps, so that its experiment arm does"
     )
 
 
@@ -59,15 +99,34 @@ class BatchRequest(Request):
     requests: tuple[RecommendationRequest, ...] = Field(min_length=1)
 
 
+class Contribution(Answer):
+    """What one event of the history did for an item's score."""
+
+    item_id: str | None = Field(description="of the event; null: the catalogue does not know the item")
+    title: str
+    type: str
+    time: str = Field(description="event time, ISO 8601 UTC")
+    effect: float = Field(description="score with the event less score without it")
+    text: str = Field(description="the same in words")
+
+
 class RecommendedItem(Answer):
     """An item and why it is there."""
 
     item_id: str
     title: str
     score: float = Field(
-        description="model: scale · cosine of user and item; popular: share of recent events"
+        description="model: scale · cosine of user and item, and what rules add; popular: share of recent events"
     )
     reasons: list[str]
+    propensity: float | None = Field(
+        None,
+        exclude_if=_absent,
+        description="probability that exploration shows this item here; absent without exploration",
+    )
+    explanation: list[Contribution] | None = Field(
+        None, exclude_if=_absent, description="events that moved the item most, with explain=true"
+    )
 
 
 class ModelState(Answer):
@@ -88,6 +147,13 @@ class UserState(Answer):
     age_ms: float | None = Field(description="since the broker took that event, ms")
 
 
+class ExperimentState(Answer):
+    """The experiment an answer took part in."""
+
+    name: str
+    arm: str
+
+
 class Recommendations(Answer):
     """Ranked items, best first, and what they were made from."""
 
@@ -95,6 +161,11 @@ class Recommendations(Answer):
     items: list[RecommendedItem]
     model: ModelState
     state: UserState
+    next: str | None = Field(None, exclude_if=_absent, description="cursor of the next page, if there is one")
+    experiment: ExperimentState | None = Field(None, exclude_if=_absent)
+    unknown: list[str] | None = Field(
+        None, exclude_if=_absent, description="candidates that are not ranked: not in the catalogue, or filtered"
+    )
 
 
 class BatchAnswer(Answer):

@@ -54,10 +54,10 @@ def reasons(
     if not len(rows):
         return []
     titles = snapshot.table.titles
-    told = [at for at, row in enumerate(history_rows) if row >= 0 and snapshot.scored[row] and titles[row]]
-    if not told:
+    told = np.flatnonzero((history_rows >= 0) & snapshot.tellable[history_rows])
+    if not len(told):
         return [[_UNTOLD] for _ in rows]
-    readable = np.array(told[::-1])  # newest first: it wins ties
+    readable = told[::-1]  # newest first: it wins ties
     vectors = snapshot.vectors
     likeness = vectors[rows] @ vectors[history_rows[readable]].T  # (k, n)
     nearest = likeness.argmax(axis=1)
@@ -69,16 +69,16 @@ def reasons(
         if snapshot.model is not None and snapshot.table.learned_rows[row] < 0:
             said.append("new item, matched by its text")
         if history_rows[event] == row:
-            said.append(f"you {_deed(history, event, event_types)}")
+            said.append(f"you {deed(history, event, event_types)}")
         elif likeness[position, nearest[position]] > 0:
-            said.append(f"similar to {title}, which you {_deed(history, event, event_types)}")
+            said.append(f"similar to {title}, which you {deed(history, event, event_types)}")
         else:
             said.append(_UNTOLD)
         explained.append(said)
     return explained
 
 
-def _deed(history: History, event: int, event_types: Sequence[str]) -> str:
+def deed(history: History, event: int, event_types: Sequence[str]) -> str:
     """Say what was done and when, counted from the newest event: event time may lie years back."""
     name = event_types[history.types[event]]
     verb = _VERBS.get(name, f"touched ({name})")

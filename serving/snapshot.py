@@ -34,9 +34,15 @@ class Snapshot:
     index: Index | None  # None: no item has a vector
     vectors: Floats  # (N, d) unit vectors of the model, or of the text encoder before there is a model
     scored: Bools  # (N,) has a vector
+    tellable: Bools  # (N,) has a vector and a title: can be named as a reason
     popularity: Floats  # (N,) share of recent events
     popular_rows: Int64  # servable rows, most popular first, ties by item hash
     type_codes: Int64  # (T,) the model's code of each stream type
+
+    @property
+    def identity(self) -> tuple[str | None, int]:
+        """Model and catalogue: the same in every replica that answers from the same."""
+        return self.model.bundle.version if self.model else None, self.catalog_version
 
     def servable(self) -> int:
         """Count the items that can be recommended."""
@@ -82,9 +88,10 @@ def build(
     codes = np.array([learned.index(name) if name in learned else 0 for name in event_types], np.int64)
     servable = np.flatnonzero(table.available)
     by_share = servable[np.lexsort((servable, -popularity[servable]))]
+    tellable = scored & np.fromiter(map(bool, table.titles), bool, len(table))
     index = ExactIndex(vectors, table.available & scored, scale) if scored.any() else None
     snapshot = Snapshot(
-        table, model, catalog.version, encoder, index, vectors, scored, popularity, by_share, codes
+        table, model, catalog.version, encoder, index, vectors, scored, tellable, popularity, by_share, codes
     )
     _warm_up(snapshot)
     return snapshot

@@ -1,6 +1,6 @@
 """Which runtime encodes histories fastest: `python -m tests.bench.encoders`.
 
-One model of the default shape, random weights, histories of 50 events, one thread; the lower quartile of 60 calls each.
+One model of the default shape with random weights, histories of 50 events, one thread; lower quartile of 60 calls.
 """
 
 import copy

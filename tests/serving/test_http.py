@@ -91,7 +91,7 @@ def test_recommendations_have_the_shape_that_was_agreed(client, recommender):
     answer = client.get("/v1/recommendations/anna", params={"k": 3})
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
-    assert set(body) == {"user_id", "items", "model", "state"}
+    assert set(body) == {"user_id", "items", "model", "state", "next"}
     assert [set(item) for item in body["items"]] == [{"item_id", "title", "score", "reasons"}] * 3
     assert set(body["model"]) == {"version", "age_s", "kind"}
     assert set(body["state"]) == {"known", "events", "partition", "offset", "age_ms"}
@@ -150,7 +150,7 @@ def test_a_wrong_query_is_a_problem_that_names_the_field(client, path, pointer):
     ("body", "pointer"),
     [
         ({"requests": []}, "/requests"),
-        ({"requests": [{"user_id": "a"}] * 65}, "/requests"),
+        ({"requests": [{"user_id": "a"}] * 257}, "/requests"),
         ({"requests": [{"user_id": "a"}, {"user_id": "b", "k": 1000}]}, "/requests/1/k"),
         ({"requests": [{"user": "a"}]}, "/requests/0/user"),
         ({"requests": [{"events": [{"item_id": "", "type": "view"}]}]}, "/requests/0/events/0/item_id"),
@@ -173,7 +173,7 @@ def test_other_errors_are_problems_too(client):
 
 
 def test_an_unforeseen_error_is_a_problem_without_its_insides(client, recommender, monkeypatch):
-    monkeypatch.setattr(recommender, "recommend", lambda *_: 1 / 0)
+    monkeypatch.setattr(recommender, "_search", lambda *_: 1 / 0)
     body = problem(client.get("/v1/recommendations/anna"), 500)
     assert "ZeroDivision" not in json.dumps(body)
 
@@ -276,7 +276,8 @@ def test_the_documentation_stands_alone(client):
     assert client.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        "/v1/recommendations", "/v1/recommendations/{user_id}", "/v1/items/{item_id}/similar", "/v1/events",
+        "/v1/recommendations", "/v1/recommendations/{user_id}", "/v1/rank", "/v1/items/{item_id}/similar",
+        "/v1/events",
         "/v1/users/{user_id}", "/v1/models", "/v1/models/{version}/promote", "/v1/stats", "/healthz", "/readyz",
         "/metrics", "/v1/pipeline/scale",
     }  # fmt: skip
