@@ -46,8 +46,9 @@ def groupings(corpus: Corpus, queries: Int64, known: Bools) -> dict[str, Groupin
     kind[order[: round(_HEAD * (counts > 0).sum())]] = 0
     kind[counts == 0] = 2
     return {
+        # Named alike whoever is asked, so that seeds can be compared.
         "activity of the user": Grouping(
-            [f"up to {low:.0f} events", f"up to {high:.0f} events", "more"], activity
+            ["least active third", "middle third", "most active third"], activity
         ),
         "popularity of the item": Grouping(
             ["head (a fifth of the items)", "tail", "new"], kind[corpus.codes[queries]]

@@ -102,6 +102,8 @@ def test_groups_and_who_is_hurt() -> None:
     for grouping in found.values():
         assert len(grouping.labels) == len(queries)
         assert grouping.labels.max() < len(grouping.names)
+    others = groupings(corpus, queries[::3], known)  # of other people, with other lengths of history
+    assert found["activity of the user"].names == others["activity of the user"].names
     answers = Answers(
         queries, np.where(np.arange(len(queries)) % 2, 1.0, 99.0), np.zeros((len(queries), 10), int)
     )
