@@ -4,6 +4,7 @@ A request reads the engine's reference to it once and works with that to the end
 requests is one assignment, and no answer mixes two models.
 """
 
+import importlib.util
 import logging
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from serving.approximate import ApproximateIndex
 from serving.index import NOTHING, ExactIndex, Index, Wanted
 from serving.items import Bools, ItemTable, Learned, find, merge
 from serving.models import ModelState
@@ -21,6 +23,8 @@ from streaming.rows import Int64
 from training.model import SequenceModel
 
 logger = logging.getLogger(__name__)
+
+_FRESH = 0.1  # share of items behind a bundle's back from which its index is of no use
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,22 @@ def build(
     servable = np.flatnonzero(table.available)
     by_share = servable[np.lexsort((servable, -popularity[servable]))]
     tellable = scored & np.fromiter(map(bool, table.titles), bool, len(table))
-    index = ExactIndex(vectors, table.available & scored, scale) if scored.any() else None
+    index = _index(table, model, vectors, scored, scale) if scored.any() else None
     snapshot = Snapshot(
         table, model, catalog.version, encoder, index, vectors, scored, tellable, popularity, by_share, codes
     )
     _warm_up(snapshot)
     return snapshot
+
+
+def _index(table: ItemTable, model: Learned | None, vectors: Floats, scored: Bools, scale: float) -> Index:
+    """The bundle's index where it has one and most of what can be shown is in it; else all items are scored."""
+    eligible = table.available & scored
+    if model is not None and model.bundle.index is not None and importlib.util.find_spec("faiss") is not None:
+        bundled = np.isin(table.hashes, model.bundle.item_hashes)
+        if (eligible & ~bundled).sum() < _FRESH * len(table):
+            return ApproximateIndex(model.bundle.index, vectors, eligible, table, bundled, scale)
+    return ExactIndex(vectors, eligible, scale)
 
 
 def _spread(values: Floats, rows: Int64) -> Floats:

@@ -3,7 +3,8 @@
 `models/<version>/`: `model.safetensors` (weights), `items.parquet` (id, hash, slot, popularity, unit vector),
 `config.json` (model shape, event types, format), `eval.json` (every number the gate looked at), `lineage.json`
 (windows, parent, code version, counts), `manifest.json` (sha256 of the others). Where the text encoder was tuned
-there is `encoder/` too, in Hugging Face layout, and `config.json` says which fingerprint its vectors carry. Written
+there is `encoder/` too, in Hugging Face layout, and `config.json` says which fingerprint its vectors carry; where the
+catalogue is large, `index.faiss`, over the items that can be recommended (`training.item_index`). Written
 to a temporary folder and renamed, so a bundle is there whole or not at all.
 """
 
@@ -29,6 +30,8 @@ from safetensors.torch import load_file, save_file
 from training.config import ModelConfig
 from training.current_encoder import FOLDER, SavedEncoder, encoder_of
 from training.errors import BundleError
+from training.item_index import FILE as INDEX
+from training.item_index import write_index
 from training.items import ItemTable
 from training.model import SequenceModel
 
@@ -65,6 +68,7 @@ class Bundle:
     eval: dict[str, Any]
     lineage: dict[str, Any]
     encoder: SavedEncoder | None = None  # None: the one in the settings
+    index: Path | None = None  # of the items that can be recommended; None: they are searched one by one
 
 
 @torch.no_grad()
@@ -91,6 +95,7 @@ def save_bundle(
     evaluation: dict[str, Any],
     lineage: dict[str, Any],
     encoder: SavedEncoder | None = None,
+    index_items: int | None = None,
 ) -> Path:
     """Write ``models_dir/version``; an unfinished earlier attempt at the same version is replaced.
 
@@ -104,6 +109,7 @@ def save_bundle(
         evaluation: what the gate saw and said.
         lineage: what the version was made from.
         encoder: the text encoder that ``table.text`` is from, copied; None = the one in the settings.
+        index_items: from this many items on an index is made; None = never.
     """
     models_dir.mkdir(parents=True, exist_ok=True)
     temporary = models_dir / f".{version}-{os.getpid()}"
@@ -111,7 +117,8 @@ def save_bundle(
     temporary.mkdir()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, temporary / "model.safetensors")
-    pq.write_table(_items_table(model, table, popularity), temporary / "items.parquet")
+    items = _items_table(model, table, popularity)
+    pq.write_table(items, temporary / "items.parquet")
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": version,
@@ -121,9 +128,15 @@ def save_bundle(
     if encoder is not None:
         shutil.copytree(encoder.folder, temporary / FOLDER)
         config["text_encoder"] = {"fingerprint": encoder.fingerprint, "pooling": encoder.pooling}
+    if index_items is not None:
+        vectors, _, columns = _read_items(items, model.config.dim)
+        named = np.array([bool(name) for name in table.ids], dtype=bool)
+        recall = write_index(temporary, vectors[named], columns["hash"][named], index_items)
+        if recall is not None:
+            config["index"] = {"recall@100": round(recall, 4)}
     for name, content in (("config.json", config), ("eval.json", evaluation), ("lineage.json", lineage)):
         (temporary / name).write_text(json.dumps(content, indent=1) + "\n")
-    names = [*_FILES, *_encoder_files(temporary)]
+    names = [*_FILES, *_optional_files(temporary)]
     manifest = {name: _sha256(temporary / name) for name in names}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     final = models_dir / version
@@ -153,8 +166,7 @@ def load_bundle(path: Path) -> Bundle:
         BundleError: a file is missing or its checksum differs, or the format is another release's.
     """
     manifest = _read(path / "manifest.json")
-    listed = [name for name in manifest if name.startswith(f"{FOLDER}/")]
-    for name in dict.fromkeys([*_FILES, *listed, *_encoder_files(path)]):
+    for name in dict.fromkeys([*_FILES, *manifest, *_optional_files(path)]):
         if not (path / name).exists():
             raise BundleError(f"bundle {path} lacks {name}; promote another version, or restore the file")
         seen = _sha256(path / name)
@@ -176,11 +188,7 @@ def load_bundle(path: Path) -> Bundle:
     model = SequenceModel(shape)
     model.load_state_dict(load_file(path / "model.safetensors"))
     items = pq.read_table(path / "items.parquet")
-    vectors = _column(items, "vector").flatten().to_numpy().reshape(-1, shape.dim)
-    columns = {
-        name: _column(items, name).to_numpy(zero_copy_only=False) for name in ("hash", "slot", "popularity")
-    }
-    ids: list[str] = items["id"].to_pylist()
+    vectors, ids, columns = _read_items(items, shape.dim)
     named = np.array([bool(name) for name in ids], dtype=bool)
     return Bundle(
         version=str(config["version"]),
@@ -199,11 +207,23 @@ def load_bundle(path: Path) -> Bundle:
         eval=_read(path / "eval.json"),
         lineage=_read(path / "lineage.json"),
         encoder=encoder_of(path),
+        index=path / INDEX if (path / INDEX).exists() else None,
     )
 
 
-def _encoder_files(bundle: Path) -> list[str]:
-    return sorted(f.relative_to(bundle).as_posix() for f in (bundle / FOLDER).rglob("*") if f.is_file())
+def _read_items(items: pa.Table, dim: int) -> tuple[NDArray[np.float32], list[str], dict[str, NDArray[Any]]]:
+    """Vectors (N, d), ids, and the other columns."""
+    vectors = _column(items, "vector").flatten().to_numpy().reshape(-1, dim)
+    columns = {
+        name: _column(items, name).to_numpy(zero_copy_only=False) for name in ("hash", "slot", "popularity")
+    }
+    return vectors, items["id"].to_pylist(), columns
+
+
+def _optional_files(bundle: Path) -> list[str]:
+    """Of the text encoder, and the index, where they are."""
+    encoder = sorted(f.relative_to(bundle).as_posix() for f in (bundle / FOLDER).rglob("*") if f.is_file())
+    return encoder + [INDEX] * (bundle / INDEX).exists()
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:

@@ -234,6 +234,11 @@ class TrainingSettings(Section):
         "auto",
         description="a text's vector from its tokens: their mean, or the last; auto = last if decoder-only",
     )
+    index_items: int = Field(
+        50_000,
+        ge=1000,
+        description="catalogues of this many items get an approximate index with each model (extra `large`)",
+    )
     finetune: Literal["frozen", "top-n", "lora", "full"] = Field(
         "frozen",
         description="what of the text encoder is trained: nothing, its last layers, low-rank updates, all",

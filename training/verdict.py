@@ -63,6 +63,7 @@ def settle(
         evaluation=evaluation,
         lineage=_lineage(worker, plan, parent, table, encoder),
         encoder=encoder,
+        index_items=settings.index_items,
     )
     if verdict.promote:
         worker.registry.promote(plan.version, verdict.reason)

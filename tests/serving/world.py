@@ -39,6 +39,7 @@ class World(Writers):
         known: tuple[str, ...] = (),
         promote: bool = True,
         repeats: str = "excluded",
+        index_items: int | None = None,
     ) -> Path:
         """Write a bundle with random weights over the catalogue of now; `known` items were in events."""
         torch.manual_seed(seed)
@@ -59,6 +60,7 @@ class World(Writers):
             event_types=STREAMING.event_types,
             evaluation={"ndcg@10": 0.25},
             lineage={"windows": ["w1"], "parent": None, "created_at": 1_700_000_000.0},
+            index_items=index_items,
         )
         if promote:
             Registry(self.data_dir / "models").promote(version, "better")
