@@ -27,6 +27,7 @@ _BEST = 100
 _QUERIES = 200
 _PER_CENTROID = 64  # points that k-means looks at; more move the centroids little
 _ROUNDS = 8  # of k-means
+_WORTH = 0.25  # share of the groups that a query may have to look into, or scoring all items is as fast
 
 Floats = NDArray[np.float32]
 
@@ -63,6 +64,9 @@ def write_index(folder: Path, vectors: Floats, hashes: NDArray[np.uint64], from_
     index.train(vectors)
     index.add_with_ids(vectors, hashes.view(np.int64))
     recall = _tune(index, vectors)
+    if index.nprobe > _WORTH * index.nlist:
+        log.info("the %d items do not fall into groups; they are searched one by one", len(vectors))
+        return None
     faiss.write_index(index, str(folder / FILE))
     return recall
 

@@ -96,9 +96,16 @@ def test_nearly_everything_excluded_is_searched_one_by_one(catalogue):
     assert len(approximate.search(query, [Wanted(N, NOTHING)])[0][0]) == N
 
 
+def test_items_without_groups_get_no_index(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert write_index(tmp_path, vectors, np.arange(2000, dtype=np.uint64), from_items=1000) is None
+    assert not (tmp_path / FILE).exists()
+
+
 def test_a_bundle_carries_its_index_and_is_refused_without(tmp_path, monkeypatch):
     world = World(tmp_path)
-    world.publish(*({"item_id": f"i{n}", "title": f"Item {n}"} for n in range(1200)))
+    world.publish(*({"item_id": f"i{n}", "title": f"Kind {n % 40}"} for n in range(1200)))
     world.happen(event("anna", "i1", 0), event("anna", "i2", 1))
     path = world.train("v1", known=("i1", "i2"), index_items=1000)
     assert json.loads((path / "config.json").read_text())["index"]["recall@100"] >= 0.98
