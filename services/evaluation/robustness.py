@@ -17,6 +17,7 @@ import numpy as np
 
 from services.evaluation import poisoned
 from services.evaluation.corpus import Corpus
+from services.evaluation.cost import step_cost
 from services.evaluation.groups import by_group, compared, groupings, head_share
 from services.evaluation.poisoned import Scenario, Stage
 from services.evaluation.probed import Means, probe
@@ -92,7 +93,7 @@ def measure(
     for seed in plan.seeds:
         for variant in plan.variants:
             tell(f"seed {seed}, defences: {variant}")
-            runs.append(_run(corpus, with_defence(settings, variant), plan, seed, variant, cache, tell))
+            runs.append(_run(corpus, settings, plan, seed, variant, cache, tell))
     report = {"dataset": corpus.name, "seeds": list(plan.seeds), "plan": vars(plan), "runs": runs}
     report["summary"] = {
         variant: summary(runs, variant, plan) for variant in plan.variants if variant != NONE
@@ -110,6 +111,7 @@ def _run(
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     scenario = Scenario(size=plan.size, targets=plan.targets, popular=plan.popular, seed=seed)
+    bare, settings = (with_defence(settings, name) for name in (NONE, variant))
     stage = Stage(corpus, settings, scenario, cache, tell)
     honest = stage.honest()
     answers = ask(
@@ -125,9 +127,11 @@ def _run(
         "groups": by_group(answers, groupings(corpus, stage.queries, corpus.arrival < stage.low)),
         "head_share": head_share(answers.top, corpus, corpus.arrival < stage.low),
         "false_quarantine": honest.held,
-        "step_seconds": honest.seconds / max(honest.steps, 1),
         "steps": honest.steps,
+        "step_cost": None,
     }
+    if (settings.adversarial, settings.influence) != (bare.adversarial, bare.influence):
+        found["step_cost"] = _cost(stage, Stage(corpus, bare, scenario, cache, tell))
 
     def probed(kind: str, means: Means) -> dict[str, Any]:
         guard = settings.text_guard.guard or TextGuard()
@@ -159,6 +163,14 @@ def _run(
     return found
 
 
+def _cost(stage: Stage, bare: Stage) -> float:
+    """See `step_cost`; kept, and the same for every attack."""
+    kept = stage.file("cost", stage.told, ".json")
+    if not kept.is_file():
+        kept.write_text(json.dumps(step_cost(stage, bare)))
+    return float(json.loads(kept.read_text()))
+
+
 def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[str, Any]:
     """A variant against the model without defences.
 
@@ -185,7 +197,7 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
     clean = pairs(lambda run: run["clean"]["ndcg@10"])
     pgd = pairs(lambda run: run["pgd"]["after"]["ndcg@10"])
     together = np.concatenate([np.zeros((0, 2)), *attacked.values()])
-    cost = pairs(lambda run: run["step_seconds"])
+    costs = [run["step_cost"] for run in mine.values() if run["step_cost"] is not None]
     detectors = [run["poison"][kind].get("detector") for run in mine.values() for kind in plan.kinds]
     seen = [one for one in detectors if one]
     held = [run["false_quarantine"] for run in mine.values() if run["false_quarantine"] is not None]
@@ -219,7 +231,7 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
             [bare[seed]["groups"] for seed in seeds], [mine[seed]["groups"] for seed in seeds]
         ),
         "head_share": pairs(lambda run: run["head_share"]).mean(axis=0).tolist(),
-        "step_cost_ratio": float(cost[:, 0].mean() / cost[:, 1].mean()),
+        "step_cost_ratio": float(np.mean(costs)) if costs else None,
     }
 
 

@@ -42,7 +42,7 @@ def a_run(variant: str, seed: int, after: float, text: float, ndcg: float, pgd: 
         "texts": {"prefix": {"untouched": {"gain": 0.5, "guarded": {"gain": text}}}},
         "poison": {"bandwagon": poisoned(0.01, after, **({"detector": detector} if variant != NONE else {}))},
         "false_quarantine": 0.002 if variant != NONE else None,
-        "step_seconds": cost,
+        "step_cost": cost if variant != NONE else None,
         "groups": {"activity": {"few": {"queries": 90, "ndcg@10": ndcg, "hr@10": ndcg}}},
         "head_share": 0.5,
     }
