@@ -5,6 +5,7 @@ constructor has run (`__serve_build_asgi_app__`), so nothing of it is ever pickl
 HAProxy to it with no proxy of Serve's in between.
 """
 
+import functools
 import importlib.metadata
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from prometheus_client import Histogram
 from ray import serve
 
 from serving import envelope
@@ -73,9 +75,14 @@ class Measured:
         finally:
             duration_s = time.perf_counter() - started
             route = getattr(scope.get("route"), "path_format", "unmatched")  # a template: ids are no labels
-            REQUEST_SECONDS.labels(route, scope["method"], str(status)).observe(duration_s)
+            _histogram(route, scope["method"], status).observe(duration_s)
             if route.startswith("/v1/recommendations"):
                 self._window.add(duration_s, status)
+
+
+@functools.lru_cache(maxsize=1024)  # finding the labels costs more than counting
+def _histogram(route: str, method: str, status: int) -> Histogram:
+    return REQUEST_SECONDS.labels(route, method, str(status))
 
 
 def build_app(
@@ -167,5 +174,7 @@ def api_application(
         health_check_period_s=10,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
+        # Serve's own lines would hold paths, that is ids of users
+        logging_config={"enable_access_log": False},
     )
     return deployment.bind(data_dir, kafka, streaming, serving)

@@ -1,13 +1,44 @@
-"""From candidates to the page that is shown: filters, rules, diversity, exploration, and where the page ends."""
+"""From candidates to the page that is shown: diversity, exploration, rules, and where the page ends.
+
+Whatever rearranges does so among a fixed number of candidates and builds the list from its top, so the pages of a
+list fit together. Diversity comes first; epsilon exploration draws from its order, Plackett-Luce from the scores.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
 
 from serving.ask import Ask
+from serving.columns import Float64
+from serving.conditions import FilterError
 from serving.config import ServingSettings
+from serving.diversity import diverse
+from serving.errors import InvalidRequestError
+from serving.exploration import draw, new_seed
+from serving.filters import parse
 from serving.items import Bools
 from serving.pages import Cursor
 from serving.ranking import Ranking
 from serving.snapshot import Snapshot
 from serving.user_encoder import Floats
 from streaming.rows import Int64
+
+NO_SEED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is shown.
+
+    Attributes:
+        rows, scores: (k,) best first. propensities: (k,) with exploration, NaN for what a rule put there.
+        more: whether another page follows.
+    """
+
+    rows: Int64
+    scores: Floats
+    propensities: Float64 | None
+    more: bool
 
 
 class Arranger:
@@ -19,31 +50,57 @@ class Arranger:
 
     def __init__(self, settings: ServingSettings) -> None:
         self._settings = settings
+        self._explores = settings.exploration.kind != "off"
 
     def seed(self, ask: Ask, cursor: Cursor | None) -> int:
-        """The seed of a request's exploration: a new one, or that of the page before; -1: no exploration."""
-        return -1
+        """The seed of a list's exploration, that of the page before if there was one; `NO_SEED` without."""
+        if not self._explores or ask.among is not None:
+            return NO_SEED
+        return new_seed() if cursor is None else cursor.seed
 
     def allowed(self, snapshot: Snapshot, ask: Ask) -> Bools | None:
-        """(N,) the rows that filter and rules let pass; None: all.
+        """(N,) the rows that the filter lets pass; None: all.
 
         Raises:
             InvalidRequestError: the filter is wrong.
         """
-        return None
+        if ask.filter is None:
+            return None
+        try:
+            return parse(ask.filter).rows(snapshot.columns)
+        except FilterError as error:
+            raise InvalidRequestError(f"{ask.place}/filter", str(error)) from None
 
     def candidates(self, snapshot: Snapshot, ranking: Ranking) -> int:
         """How many of the best rows are needed: one more than are shown says whether a page follows."""
-        return ranking.end + 1
+        needed = [ranking.end + 1]
+        if self._diversity(ranking):
+            needed.append(self._settings.diversity.candidates)
+        if ranking.seed != NO_SEED:
+            needed.append(self._settings.exploration.candidates)
+        return max(needed)
 
-    def page(
-        self, snapshot: Snapshot, ranking: Ranking, rows: Int64, scores: Floats
-    ) -> tuple[Int64, Floats, Floats | None, bool]:
-        """Cut the page out of the candidates, best first.
-
-        Returns:
-            rows and scores of the page; with exploration the propensity of each; whether another page follows.
-        """
+    def page(self, snapshot: Snapshot, ranking: Ranking, rows: Int64, scores: Floats) -> Page:
+        """Cut the page out of the candidates, best first."""
+        propensities: Float64 | None = None
+        if diversity := self._diversity(ranking):
+            pool = slice(0, self._settings.diversity.candidates)
+            order = diverse(snapshot.vectors[rows[pool]], scores[pool], len(rows[pool]), diversity)
+            rows[pool], scores[pool] = rows[order], scores[order]
+        if ranking.seed != NO_SEED:
+            pool = slice(0, self._settings.exploration.candidates)
+            drawn = draw(scores[pool], len(rows[pool]), self._settings.exploration, ranking.seed)
+            rows[pool], scores[pool] = rows[drawn.order], scores[drawn.order]
+            propensities = np.ones(len(rows))  # behind the pool nothing is drawn
+            propensities[pool] = drawn.propensities
         more = len(rows) > ranking.end and ranking.end < self._settings.page_depth
         page = slice(ranking.start, ranking.end)
-        return rows[page], scores[page], None, more
+        chances = None if propensities is None else propensities[page]
+        return Page(rows[page], scores[page], chances, more)
+
+    def _diversity(self, ranking: Ranking) -> float:
+        """0..1; candidates that were given are put in order by score unless the request says otherwise."""
+        asked = ranking.ask.diversity
+        if asked is None:
+            return 0.0 if ranking.ask.among is not None else self._settings.diversity.default
+        return asked

@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from serving.policy_config import DiversitySettings, ExplorationSettings
 from serving.security.config import SecuritySettings
 from streaming.config import Section
 
@@ -85,13 +86,17 @@ class ServingSettings(Section):
         4096, ge=16, le=1_000_000, description="newest requests behind /v1/stats p50 and p99"
     )
     admin_api_key: SecretStr | None = Field(
-        None, min_length=16, description="a key with scope admin, sent as X-API-Key; security.keys holds others"
+        None,
+        min_length=16,
+        description="a key with scope admin, sent as X-API-Key; security.keys holds others",
     )
     admin_open: bool = Field(False, description="with no admin_api_key: let everybody promote (laptop only)")
     micro_batch_max: int = Field(
         64, ge=1, le=1024, description="most requests that are ranked together because they arrive together"
     )
     popularity: PopularitySettings = PopularitySettings()
+    diversity: DiversitySettings = DiversitySettings()
+    exploration: ExplorationSettings = ExplorationSettings()
     security: SecuritySettings = SecuritySettings()
     replicas: ReplicaSettings = ReplicaSettings()
 
@@ -101,5 +106,7 @@ class ServingSettings(Section):
             raise ValueError(
                 f"k_default={self.k_default} is above k_max={self.k_max}; lower it or raise k_max"
             )
-        self.security.anonymous_on(self.host)  # refuses a host that others reach while nothing says what they may
+        self.security.anonymous_on(
+            self.host
+        )  # refuses a host that others reach while nothing says what they may
         return self

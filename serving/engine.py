@@ -6,6 +6,7 @@ A request takes these stages in one thread; a batch takes each stage once for al
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from types import TracebackType
 
@@ -144,6 +145,8 @@ class Recommender:
             prepared = self._prepare(snapshot, asks, now_s)
         rankings = [one for one in prepared if isinstance(one, Ranking)]
         found = self._search(snapshot, rankings)
+        metrics.RANKINGS.labels("model").inc(len(found))
+        metrics.RANKINGS.labels("popularity").inc(len(rankings) - len(found))
         model = snapshot.state(now_s)
         with _stage("policy"):
             return [
@@ -246,13 +249,13 @@ class Recommender:
         if found is None:
             rows = _popular(snapshot, self._arranger.candidates(snapshot, ranking), ranking)
             found = rows, snapshot.popularity[rows]
-        rows, scores, propensities, more = self._arranger.page(snapshot, ranking, *found)
+        page = self._arranger.page(snapshot, ranking, *found)
+        rows, scores = page.rows, page.scores
         said = (
             reasons(snapshot, rows, ranking.history, ranking.rows, self.streaming.event_types)
             if by_model
             else popular_reasons(snapshot, rows)
         )
-        metrics.RANKINGS.labels("model" if by_model else "popularity").inc()
         table, ask = snapshot.table, ranking.ask
         items = [
             RecommendedItem(item_id=table.ids[row], title=table.titles[row], score=score, reasons=why)
@@ -261,10 +264,10 @@ class Recommender:
             )
         ]
         extra: dict[str, object] = {}
-        if propensities is not None:
+        if page.propensities is not None:
             items = [
-                item.model_copy(update={"propensity": float(chance)})
-                for item, chance in zip(items, propensities, strict=True)
+                item.model_copy(update={"propensity": None if isnan(chance) else round(chance, 6)})
+                for item, chance in zip(items, page.propensities.tolist(), strict=True)
             ]
         if ask.explain and by_model:
             told, events = ranking.told(snapshot), ranking.readable
@@ -273,11 +276,11 @@ class Recommender:
                 item.model_copy(update={"explanation": effect})
                 for item, effect in zip(items, effects, strict=True)
             ]
-        if more:
+        if page.more:
             extra["next"] = Cursor(ranking.list_tag, ranking.end, ranking.seed).text()
         if ask.among is not None:
             ranked = {item.item_id for item in items}
-            extra["unknown"] = [item for item in ask.among if item not in ranked] if not more else []
+            extra["unknown"] = [item for item in ask.among if item not in ranked] if not page.more else []
         body = Recommendations(user_id=ask.user_id, items=items, model=model, state=ranking.state, **extra)
         return Answered(body, ranking.tag, rows)
 

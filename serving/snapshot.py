@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from serving.approximate import ApproximateIndex
+from serving.columns import ItemColumns
 from serving.index import NOTHING, ExactIndex, Index, Wanted
 from serving.items import Bools, ItemTable, Learned, find, merge
 from serving.models import ModelState
@@ -41,6 +42,7 @@ class Snapshot:
     tellable: Bools  # (N,) has a vector and a title: can be named as a reason
     popularity: Floats  # (N,) share of recent events
     popular_rows: Int64  # servable rows, most popular first, ties by item hash
+    columns: ItemColumns  # fields of the items, for filters
     type_codes: Int64  # (T,) the model's code of each stream type
 
     @property
@@ -94,8 +96,20 @@ def build(
     by_share = servable[np.lexsort((servable, -popularity[servable]))]
     tellable = scored & np.fromiter(map(bool, table.titles), bool, len(table))
     index = _index(table, model, vectors, scored, scale) if scored.any() else None
+    columns = ItemColumns(catalog, table)
     snapshot = Snapshot(
-        table, model, catalog.version, encoder, index, vectors, scored, tellable, popularity, by_share, codes
+        table,
+        model,
+        catalog.version,
+        encoder,
+        index,
+        vectors,
+        scored,
+        tellable,
+        popularity,
+        by_share,
+        columns,
+        codes,
     )
     _warm_up(snapshot)
     return snapshot

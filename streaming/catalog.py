@@ -29,6 +29,7 @@ Float32 = npt.NDArray[np.float32]
 
 _STAMP = 16  # bytes in front of a stored vector
 _OF_TEXT = 12  # the first of them name encoder and text; the others change with the guard
+_NO_ATTRIBUTES: dict[str, Any] = {}  # one for all items without any
 
 
 class Item(BaseModel):
@@ -63,6 +64,7 @@ class CatalogSnapshot:
     vectors: Float32  # (N, D), zeros where not encoded yet
     encoded: npt.NDArray[np.bool_]
     stamps: npt.NDArray[np.uint8]  # (N, 16) encoder, text and guard of each vector, zeros where not encoded
+    attributes: list[dict[str, Any]]  # as published
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -233,6 +235,7 @@ class CatalogReader:
             vectors=vectors,
             encoded=encoded,
             stamps=stamps,
+            attributes=[item.attributes or _NO_ATTRIBUTES for item in items],
         )
 
     def close(self) -> None:
@@ -288,4 +291,5 @@ def _empty() -> CatalogSnapshot:
         vectors=np.empty((0, 0), np.float32),
         encoded=np.empty(0, bool),
         stamps=np.empty((0, _STAMP), np.uint8),
+        attributes=[],
     )

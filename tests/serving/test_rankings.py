@@ -8,6 +8,7 @@ from serving.ask import Ask
 from serving.batching import MicroBatcher
 from serving.errors import ConflictError, InvalidRequestError
 from serving.models import InlineEvent, RankRequest, RecommendationRequest
+from serving.policy_config import DiversitySettings, ExplorationSettings
 from serving.ranking import Answered
 from tests.serving.test_engine import ids, open_only
 from tests.serving.test_http import problem, serve
@@ -199,3 +200,55 @@ def test_a_caller_who_has_gone_takes_nobody_along():
         return await stays
 
     assert asyncio.run(run()).tag == "stays"
+
+
+def test_a_filter_holds_for_known_users_and_strangers(recommender):
+    for user in ("anna", "nobody"):
+        whole = ids(recommender.recommend(user, k=20))
+        chosen = one(recommender, user_id=user, k=20, filter='category = "a" or item_id = "i4"')
+        assert ids(chosen) == [item for item in whole if int(item[1:]) % 3 == 0 or item == "i4"]
+    ranked = recommender.rank(RankRequest(items=["i3", "i4", "i5"], filter='category in ("b", "c")'))
+    assert (sorted(ids(ranked)), ranked.unknown) == (["i4", "i5"], ["i3"])
+    with pytest.raises(InvalidRequestError) as refused:
+        one(recommender, user_id="anna", filter="color = 3")
+    assert refused.value.pointer == "/requests/0/filter"
+
+
+def test_diversity_spreads_the_list_and_its_pages_fit(trained):
+    with open_only(trained) as recommender:
+        plain = ids(recommender.recommend("anna", k=17))
+        spread = ids(one(recommender, user_id="anna", k=17, diversity=0.9))
+        assert spread[0] == plain[0]
+        assert spread != plain
+        assert sorted(spread) == sorted(plain)
+        first = one(recommender, user_id="anna", k=5, diversity=0.9)
+        second = one(recommender, user_id="anna", k=5, diversity=0.9, cursor=first.next)
+        assert ids(first) + ids(second) == spread[:10]
+        vectors = recommender._snapshot.vectors
+        table = recommender._snapshot.table
+
+        def likeness(shown):
+            rows = table.rows_named(shown[:6])
+            return float((vectors[rows] @ vectors[rows].T).sum())
+
+        assert likeness(spread) < likeness(plain)
+    with open_only(trained, diversity=DiversitySettings(default=0.9)) as recommender:
+        assert ids(recommender.recommend("anna", k=17)) == spread
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "plackett-luce"])
+def test_exploration_draws_anew_tells_its_chances_and_keeps_to_a_list(trained, kind):
+    settings = ExplorationSettings(kind=kind, epsilon=0.5, temperature=2.0)
+    with open_only(trained, exploration=settings) as recommender:
+        lists = [recommender.recommend("anna", k=17) for _ in range(8)]
+        assert len({tuple(ids(answer)) for answer in lists}) > 1
+        assert len({tuple(sorted(ids(answer))) for answer in lists}) == 1
+        assert all(0 < item.propensity <= 1 for answer in lists for item in answer.items)
+        first = recommender.recommend("anna", k=6)
+        second = one(recommender, user_id="anna", k=20, cursor=first.next)
+        assert not {*ids(first)} & {*ids(second)}
+        again = one(recommender, user_id="anna", k=20, cursor=first.next)
+        assert again.items == second.items
+        assert recommender.rank(RankRequest(user_id="anna", items=["i4", "i5"])).items[0].propensity is None
+        with serve(recommender) as client:
+            assert "etag" not in client.get("/v1/recommendations/anna").headers
