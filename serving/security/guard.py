@@ -47,7 +47,9 @@ class Guard:
             or settings.jwt.enabled
             or any("admin" in key.scopes for key in settings.keys)
         )
-        self._ring = KeyRing(settings.keys, None if admin_api_key is None else admin_api_key.get_secret_value())
+        self._ring = KeyRing(
+            settings.keys, None if admin_api_key is None else admin_api_key.get_secret_value()
+        )
         self._tokens = Tokens(settings.jwt, KeySet(settings.jwt, clock)) if settings.jwt.enabled else None
         scopes = settings.anonymous_on(host)
         if admin_open and not self._has_admins:

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from serving.models import Problem
 from serving.problems import describe
 from serving.security.guard import Guard
 from serving.security.routes import NEEDS
@@ -34,7 +35,7 @@ def document(app: FastAPI, guard: Guard) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = plain()
-            schema.setdefault("components", {})["securitySchemes"] = SCHEMES
+            _define(schema.setdefault("components", {}))
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     _complete(operation, guard)
@@ -42,6 +43,16 @@ def document(app: FastAPI, guard: Guard) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way FastAPI documents
+
+
+def _define(components: dict[str, Any]) -> None:
+    """Add what the operations refer to, in place of FastAPI's own form of an error."""
+    components["securitySchemes"] = SCHEMES
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas = components.setdefault("schemas", {})
+    schemas |= problem.pop("$defs", {}) | {"Problem": problem}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
 
 
 def _complete(operation: dict[str, Any], guard: Guard) -> None:
@@ -52,5 +63,6 @@ def _complete(operation: dict[str, Any], guard: Guard) -> None:
         operation["security"] = alternatives + ([{}] if scope in guard.anonymous.scopes else [])
     if "requestBody" in operation:
         statuses = (*statuses, *_WITH_BODY)
-    for status, answer in describe(*statuses).items():
-        operation["responses"].setdefault(str(status), answer)
+    if "parameters" in operation:
+        statuses = (*statuses, 422)
+    operation["responses"] |= {str(status): answer for status, answer in describe(*statuses).items()}

@@ -12,7 +12,6 @@ from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 
 from serving.envelope import install
-from serving.models import Problem
 from serving.security.caller import caller_of
 from serving.security.config import SecuritySettings
 from serving.security.guard import Guard
@@ -50,7 +49,7 @@ class Note(BaseModel):
 
 def small_app(settings: SecuritySettings, guard: Guard | None = None) -> FastAPI:
     """One route per scope, one that is open, one that waits for `app.state.go`, one that breaks."""
-    app = FastAPI(responses={500: {"model": Problem}})
+    app = FastAPI()
     app.state.go, app.state.waiting = asyncio.Event(), threading.Semaphore(0)
     router = APIRouter(route_class=GuardedRoute)
 

@@ -182,6 +182,18 @@ def test_the_document_says_how_to_authenticate():
     assert "security" not in document["paths"]["/healthz"]["get"]
 
 
+def test_the_document_knows_errors_as_problems_only():
+    with api() as client:
+        document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert "HTTPValidationError" not in schemas
+    assert {"Problem", "Erasure"} <= set(schemas)
+    for answers in (op["responses"] for path in document["paths"].values() for op in path.values()):
+        for status, answer in answers.items():
+            if status >= "400":
+                assert list(answer["content"]) == ["application/problem+json"]
+
+
 # --- safe by default -------------------------------------------------------------------------------------
 
 
