@@ -14,7 +14,7 @@ ATTACK ?=
 ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdir $(DATASET:/=)).toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-train robustness results faults format clean
+.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-serve bench-train robustness results faults chaos-serve format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -58,6 +58,9 @@ bench-soak: $(READY) ## ten minutes of load: memory of every process over time
 bench-train: $(READY) ## training targets per second beside RecBole's SASRec
 	@$(BIN)/python -m tests.bench.train $(if $(REPORT),--report $(REPORT))
 
+bench-serve: $(READY) ## milliseconds and requests per second beside an empty Serve app and plain FastAPI
+	@$(BIN)/python -m tests.bench.serve $(if $(REPORT),--report $(REPORT))
+
 robustness: $(READY) ## attacks on a model with and without defences: DATASET=folder; SMALL=1 takes minutes
 	@test -n "$(DATASET)" || { echo "name a dataset folder: make robustness DATASET=data/shop"; exit 1; }
 	@$(BIN)/headrace robustness --dataset $(DATASET) $(ROBUST_SETTINGS) $(if $(REPORT),--report $(REPORT)) \
@@ -69,6 +72,9 @@ results: $(READY) ## rebuild docs/results.md and docs/robustness.md from the rep
 
 faults: $(READY) ## 50 kills and cut connections during 300,000 events: what was lost or doubled
 	@$(BIN)/python -m tests.faults $(if $(REPORT),--report $(REPORT))
+
+chaos-serve: $(READY) ## replicas, shards, broker and models fail under load: which requests failed
+	@$(BIN)/python -m tests.faults.serving $(if $(REPORT),--report $(REPORT))
 
 format: $(READY) ## let ruff format and fix
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
