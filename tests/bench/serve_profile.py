@@ -15,6 +15,7 @@ from tests.bench.serve_load import Shot
 
 _STAGE, _REQUEST = "headrace_stage_duration_seconds", "headrace_request_duration_seconds"
 _TOP = 25
+_WAITING = ("Worker.main_loop (ray/", "Thread.run (threading.py")  # in C without the lock: they look busy
 
 
 def cpu_us(server: Server, load: Callable[[], Shot]) -> dict[str, float]:
@@ -53,7 +54,7 @@ def _sums(server: Server) -> dict[str, float]:
 
 
 def profiled(server: Server, load: Callable[[], Shot], folder: Path) -> dict[str, Any] | None:
-    """Shares of the replica's samples by function, own time and with what it calls; None where py-spy may not look."""
+    """Shares of the replica's time by function; None where py-spy may not look into it."""
     [replica] = server.processes()["replica"]
     with Profiler({"replica": replica.pid}, folder):
         load()
@@ -72,9 +73,9 @@ def hottest(raw: str, rows: int = _TOP) -> dict[str, Any]:
     total = 0
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
-        if not stack:
-            continue
         frames = stack.split(";")
+        if not stack or frames[-1].startswith(_WAITING):
+            continue
         own[frames[-1]] += int(count)
         inside.update(dict.fromkeys(frames, int(count)))
         total += int(count)

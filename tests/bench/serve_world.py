@@ -1,4 +1,4 @@
-"""What the serving benchmark is served from: a catalogue, a model and the state of many users, made by the real writers.
+"""What the serving benchmark is served from: a catalogue, a model, and many users' state, made by the real writers.
 
 Names are those of `workload`: users `u000000` and on, items `i00000` and on. Text vectors are random unit vectors and
 the model's weights are random: a ranking costs the same whatever it says. Making 10,000 items and 20,000 users with
