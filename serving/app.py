@@ -22,6 +22,7 @@ from serving.batching import MicroBatcher
 from serving.config import ServingSettings
 from serving.engine import Recommender
 from serving.fast_lane import FastLane
+from serving.impressions import ImpressionLog
 from serving.metrics import REQUEST_SECONDS, RequestWindow
 from serving.ports import EventSink, KafkaSink, Pipeline, ServePipeline
 from serving.routes import model_routes, operation_routes, recommendation_routes, user_routes
@@ -124,7 +125,8 @@ class ApiReplica:
     def __init__(
         self, data_dir: Path, kafka: KafkaSettings, streaming: StreamingSettings, serving: ServingSettings
     ) -> None:
-        self._recommender = Recommender(data_dir, streaming, serving).start()
+        impressions = ImpressionLog(kafka, serving.impressions) if serving.impressions.enabled else None
+        self._recommender = Recommender(data_dir, streaming, serving, impressions).start()
         self._sink = KafkaSink(
             kafka, streaming.sources[0], serving.request_timeout_s, self._recommender.clock_ms
         )

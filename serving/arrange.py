@@ -2,6 +2,7 @@
 
 Whatever rearranges does so among a fixed number of candidates and builds the list from its top, so the pages of a
 list fit together. Diversity comes first; epsilon exploration draws from its order, Plackett-Luce from the scores.
+Rules have the last word: pins stand where they are pinned, and what a cap holds back stands in a later page.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from serving.filters import parse
 from serving.items import Bools
 from serving.pages import Cursor
 from serving.ranking import Ranking
+from serving.rules import CompiledRules, RuleBook
 from serving.snapshot import Snapshot
 from serving.user_encoder import Floats
 from streaming.rows import Int64
@@ -31,7 +33,7 @@ class Page:
     """What is shown.
 
     Attributes:
-        rows, scores: (k,) best first. propensities: (k,) with exploration, NaN for what a rule put there.
+        rows, scores: (k,) best first. propensities: (k,) with exploration, NaN where a rule may have had a part.
         more: whether another page follows.
     """
 
@@ -50,7 +52,16 @@ class Arranger:
 
     def __init__(self, settings: ServingSettings) -> None:
         self._settings = settings
+        self._book = RuleBook(settings.rules)
         self._explores = settings.exploration.kind != "off"
+
+    def rules(self, snapshot: Snapshot, now_s: float) -> CompiledRules:
+        """The rules of now, epoch s, over the items of a snapshot."""
+        return self._book.compiled(snapshot.columns, now_s)
+
+    def identity(self, rules: CompiledRules, k: int, now_s: float) -> tuple[float, int]:
+        """What of the rules a list depends on: which were active, and with caps how long its pages are."""
+        return self._settings.rules.since_s(now_s), k if rules.limits else 0
 
     def seed(self, ask: Ask, cursor: Cursor | None) -> int:
         """The seed of a list's exploration, that of the page before if there was one; `NO_SEED` without."""
@@ -58,31 +69,35 @@ class Arranger:
             return NO_SEED
         return new_seed() if cursor is None else cursor.seed
 
-    def allowed(self, snapshot: Snapshot, ask: Ask) -> Bools | None:
-        """(N,) the rows that the filter lets pass; None: all.
+    def allowed(self, snapshot: Snapshot, rules: CompiledRules, ask: Ask) -> Bools | None:
+        """(N,) the rows that rules and filter let pass; None: all.
 
         Raises:
             InvalidRequestError: the filter is wrong.
         """
         if ask.filter is None:
-            return None
+            return rules.allowed
         try:
-            return parse(ask.filter).rows(snapshot.columns)
+            chosen = parse(ask.filter).rows(snapshot.columns)
         except FilterError as error:
             raise InvalidRequestError(f"{ask.place}/filter", str(error)) from None
+        return chosen if rules.allowed is None else chosen & rules.allowed
 
-    def candidates(self, snapshot: Snapshot, ranking: Ranking) -> int:
+    def candidates(self, rules: CompiledRules, ranking: Ranking) -> int:
         """How many of the best rows are needed: one more than are shown says whether a page follows."""
-        needed = [ranking.end + 1]
+        needed = [rules.candidates(ranking.end + 1)]
         if self._diversity(ranking):
             needed.append(self._settings.diversity.candidates)
         if ranking.seed != NO_SEED:
             needed.append(self._settings.exploration.candidates)
         return max(needed)
 
-    def page(self, snapshot: Snapshot, ranking: Ranking, rows: Int64, scores: Floats) -> Page:
-        """Cut the page out of the candidates, best first."""
+    def page(
+        self, snapshot: Snapshot, rules: CompiledRules, ranking: Ranking, rows: Int64, scores: Floats
+    ) -> Page:
+        """Cut the page out of the candidates, best first; their scores hold what boosts and pins add."""
         propensities: Float64 | None = None
+        pins, rows, scores = rules.lift(rows, scores, ranking.end + 1)
         if diversity := self._diversity(ranking):
             pool = slice(0, self._settings.diversity.candidates)
             order = diverse(snapshot.vectors[rows[pool]], scores[pool], len(rows[pool]), diversity)
@@ -93,6 +108,13 @@ class Arranger:
             rows[pool], scores[pool] = rows[drawn.order], scores[drawn.order]
             propensities = np.ones(len(rows))  # behind the pool nothing is drawn
             propensities[pool] = drawn.propensities
+        if len(pins) or rules.limits:
+            kept = rules.cap(rows, ranking.end + 1, pins, per=ranking.k)
+            order = rules.place(pins, len(kept), ranking.end + 1)
+            rows = np.concatenate([rows[kept], pins.rows])[order]
+            scores = np.concatenate([scores[kept], pins.scores])[order]
+            if propensities is not None:
+                propensities = np.full(len(rows), np.nan)
         more = len(rows) > ranking.end and ranking.end < self._settings.page_depth
         page = slice(ranking.start, ranking.end)
         chances = None if propensities is None else propensities[page]

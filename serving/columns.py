@@ -1,15 +1,15 @@
 """What filters and rules read of the items, by columns: one field of all N items, built when first asked for.
 
-A field is built in (`conditions.BUILT_IN`) or an attribute of the catalogue, whose values are numbers, booleans,
-texts or lists of texts. One attribute may be a number for one item and a text for another, so a column holds a part for each kind.
-Texts are kept as an index from each distinct text to the rows that have it: to look for one text, or for a range of
-them, is to cut a slice. Values of any other kind count as absent.
+A field is built in (`conditions.BUILT_IN`) or an attribute of the catalogue, whose values are numbers, booleans, texts
+or lists of texts. One attribute may be a number for one item and a text for another, so a column holds a part for
+each kind. Texts are kept as an index from each distinct text to the rows that have it: to look for one text, or for a
+range of them, is to cut a slice. Values of any other kind count as absent.
 """
 
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -218,9 +218,8 @@ def _number(value: Any) -> float:
 
 def _texts(values: Sequence[Any], rows: Int64) -> tuple[list[str], Int64, Int64]:
     """Distinct texts, and which rows have each: see `Column`."""
-    lists: Iterable[tuple[int, Any]] = enumerate(values)
     owners, texts = [], []
-    for place, value in lists:
+    for place, value in enumerate(values):
         if type(value) is str:
             owners.append(place)
             texts.append(value)

@@ -4,7 +4,8 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from serving.policy_config import DiversitySettings, ExplorationSettings
+from serving.experiments.config import CanarySettings, ImpressionSettings, ShadowSettings
+from serving.policy_config import DiversitySettings, ExplorationSettings, RuleSettings
 from serving.security.config import SecuritySettings
 from streaming.config import Section
 
@@ -95,8 +96,12 @@ class ServingSettings(Section):
         64, ge=1, le=1024, description="most requests that are ranked together because they arrive together"
     )
     popularity: PopularitySettings = PopularitySettings()
+    rules: RuleSettings = RuleSettings()
     diversity: DiversitySettings = DiversitySettings()
     exploration: ExplorationSettings = ExplorationSettings()
+    impressions: ImpressionSettings = ImpressionSettings()
+    canary: CanarySettings = CanarySettings()
+    shadow: ShadowSettings = ShadowSettings()
     security: SecuritySettings = SecuritySettings()
     replicas: ReplicaSettings = ReplicaSettings()
 

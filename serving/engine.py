@@ -18,8 +18,10 @@ from serving.ask import Ask
 from serving.config import ServingSettings
 from serving.describe import describe_user, model_list
 from serving.errors import GoneError, InvalidRequestError, NotFoundError, ServingError
+from serving.experiments.live import Live
 from serving.explain import explain
 from serving.history import EMPTY, from_row, merged
+from serving.impressions import ImpressionLog
 from serving.index import Wanted, best_of_both
 from serving.limits import Limits
 from serving.models import (
@@ -39,6 +41,7 @@ from serving.pages import Cursor, check_same_list, cursor_of, known, list_tag, p
 from serving.policy import popular_reasons, reasons
 from serving.ranking import Answered, Ranking
 from serving.refresh import Refresher
+from serving.rules import CompiledRules
 from serving.snapshot import Snapshot
 from serving.user_encoder import Floats
 from streaming.config import StreamingSettings
@@ -48,6 +51,8 @@ from streaming.rows import Int64
 from training.errors import RegistryError
 from training.registry import Registry
 
+_LEAST_SHARE = np.float32(1e-9)  # of recent events: stands for none
+
 
 class Recommender:
     """Ranks items for users; thread-safe, and never blocked by a model that is being loaded.
@@ -56,17 +61,26 @@ class Recommender:
         data_dir: what the pipeline writes: `state/`, `catalog/`, `windows/`, `models/`. May still be empty.
         streaming: settings the state was written with.
         serving: settings of serving.
+        impressions: takes what was shown; closed with the recommender.
     """
 
-    def __init__(self, data_dir: Path, streaming: StreamingSettings, serving: ServingSettings) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        streaming: StreamingSettings,
+        serving: ServingSettings,
+        impressions: ImpressionLog | None = None,
+    ) -> None:
         self.settings, self.streaming = serving, streaming
         self.limits = Limits(streaming, serving)
         self._arranger = Arranger(serving)
         self._codes = {name: code for code, name in enumerate(streaming.event_types)}
         self._reader = StateReader(data_dir / "state", streaming)
         self._registry = Registry(data_dir / "models")
+        self._impressions = impressions
         self._snapshot: Snapshot
-        self.refresher = Refresher(data_dir, streaming, serving, self._publish)
+        self.live = Live(self._rank, data_dir / "models", serving.shadow)
+        self.refresher = Refresher(data_dir, streaming, serving, self._publish, self.live, serving.canary)
         self.refresher.refresh()  # the first look always publishes
 
     def start(self) -> "Recommender":
@@ -77,6 +91,9 @@ class Recommender:
     def stop(self) -> None:
         """Stop following them and close the state."""
         self.refresher.stop()
+        self.live.stop()
+        if self._impressions is not None:
+            self._impressions.close()
         self._reader.close()
 
     def __enter__(self) -> "Recommender":
@@ -134,28 +151,37 @@ class Recommender:
         return body_of(self.answer([ask])[0])
 
     def answer(self, asks: Sequence[Ask]) -> list[Answered | ServingError]:
-        """Rank for requests that came together, all with the same model; what is wrong with one is its own.
+        """Rank for requests that came together; what is wrong with one is its own.
 
         Args:
             asks: that `Limits.check_ask` has let pass.
         """
-        snapshot = self._snapshot  # read once: a swap during the request does not reach it
+        answers = self.live.answer(asks)
+        if self._impressions is not None:
+            self._impressions.log(asks, answers)
+        return answers
+
+    def _rank(self, snapshot: Snapshot, asks: Sequence[Ask]) -> list[Answered | ServingError]:
+        """Rank with one model: a swap during the request does not reach it."""
         now_s = time.time()
+        rules = self._arranger.rules(snapshot, now_s)
         with _stage("state"):
-            prepared = self._prepare(snapshot, asks, now_s)
+            prepared = self._prepare(snapshot, rules, asks, now_s)
         rankings = [one for one in prepared if isinstance(one, Ranking)]
-        found = self._search(snapshot, rankings)
+        found = self._search(snapshot, rules, rankings)
         metrics.RANKINGS.labels("model").inc(len(found))
         metrics.RANKINGS.labels("popularity").inc(len(rankings) - len(found))
         model = snapshot.state(now_s)
         with _stage("policy"):
             return [
-                self._answer(snapshot, one, found.get(id(one)), model) if isinstance(one, Ranking) else one
+                self._answer(snapshot, rules, one, found.get(id(one)), model)
+                if isinstance(one, Ranking)
+                else one
                 for one in prepared
             ]
 
     def _prepare(
-        self, snapshot: Snapshot, asks: Sequence[Ask], now_s: float
+        self, snapshot: Snapshot, rules: CompiledRules, asks: Sequence[Ask], now_s: float
     ) -> list[Ranking | Answered | ServingError]:
         clock_ms = self.clock_ms() if any(ask.events for ask in asks) else 0
         users = [ask.user_id for ask in asks if ask.user_id is not None]
@@ -172,7 +198,7 @@ class Recommender:
             k = ask.k or self.settings.k_default
             ranking = Ranking(ask, history, rows, readable, state, k, self._excluded(snapshot, ask, rows))
             try:
-                prepared.append(self._narrowed(snapshot, ranking))
+                prepared.append(self._narrowed(snapshot, rules, ranking, now_s))
             except ServingError as error:
                 prepared.append(error)
         return prepared
@@ -184,10 +210,20 @@ class Recommender:
             excluded = np.concatenate([excluded, snapshot.table.rows_named(ask.exclude)])
         return excluded[excluded >= 0]
 
-    def _narrowed(self, snapshot: Snapshot, ranking: Ranking) -> Ranking | Answered:
+    def _narrowed(
+        self, snapshot: Snapshot, rules: CompiledRules, ranking: Ranking, now_s: float
+    ) -> Ranking | Answered:
         """Find the page that is wanted, whether the caller has it, and what may stand on it."""
         ask, state, cursor = ranking.ask, ranking.state, cursor_of(ranking.ask)
-        ranking.list_tag = list_tag(ask, (*snapshot.identity, state.partition, state.offset))
+        ranking.list_tag = list_tag(
+            ask,
+            (
+                *snapshot.identity,
+                *self._arranger.identity(rules, ranking.k, now_s),
+                state.partition,
+                state.offset,
+            ),
+        )
         check_same_list(cursor, ranking.list_tag)
         ranking.start = cursor.start if cursor else 0
         depth = self.settings.page_depth
@@ -200,13 +236,15 @@ class Recommender:
             ranking.tag = page_tag(ranking.list_tag, ranking.start, ranking.k, ask.explain)
             if known(ask.tags, ranking.tag):
                 return Answered(None, ranking.tag)
-        ranking.allowed = self._arranger.allowed(snapshot, ask)
+        ranking.allowed = self._arranger.allowed(snapshot, rules, ask)
         if ask.among is not None:
             rows = snapshot.table.rows_named(ask.among)
             ranking.among = np.unique(rows[rows >= 0])
         return ranking
 
-    def _search(self, snapshot: Snapshot, rankings: Sequence[Ranking]) -> dict[int, tuple[Int64, Floats]]:
+    def _search(
+        self, snapshot: Snapshot, rules: CompiledRules, rankings: Sequence[Ranking]
+    ) -> dict[int, tuple[Int64, Floats]]:
         """Rows and scores, best first, for those that the model has something to read of; by ``id``."""
         encoder, index = snapshot.encoder, snapshot.index
         read = [ranking for ranking in rankings if len(ranking.readable)]
@@ -215,10 +253,10 @@ class Recommender:
         with _stage("encode"):
             encoded = encoder.encode([ranking.told(snapshot) for ranking in read], snapshot.vectors)
         with _stage("retrieve"):
-            offsets: Floats | None = None
+            offsets = rules.offsets
             wanted = [
                 Wanted(
-                    self._arranger.candidates(snapshot, ranking),
+                    self._arranger.candidates(rules, ranking),
                     # what the history holds is scored by its copies, where the model copies
                     ranking.excluded
                     if encoded.repeats is None
@@ -241,16 +279,16 @@ class Recommender:
     def _answer(
         self,
         snapshot: Snapshot,
+        rules: CompiledRules,
         ranking: Ranking,
         found: tuple[Int64, Floats] | None,
         model: ModelState,
     ) -> Answered | ServingError:
         by_model = found is not None
         if found is None:
-            rows = _popular(snapshot, self._arranger.candidates(snapshot, ranking), ranking)
-            found = rows, snapshot.popularity[rows]
-        page = self._arranger.page(snapshot, ranking, *found)
-        rows, scores = page.rows, page.scores
+            found = _popular(snapshot, rules, self._arranger.candidates(rules, ranking), ranking)
+        page = self._arranger.page(snapshot, rules, ranking, *found)
+        rows, scores = page.rows, page.scores if by_model else snapshot.popularity[page.rows]
         said = (
             reasons(snapshot, rows, ranking.history, ranking.rows, self.streaming.event_types)
             if by_model
@@ -366,13 +404,18 @@ def body_of(answered: Answered | ServingError) -> Recommendations:
     return answered.body
 
 
-def _popular(snapshot: Snapshot, k: int, ranking: Ranking) -> Int64:
-    """The k most popular rows that may be shown."""
-    if ranking.allowed is None and ranking.among is None:
-        head = snapshot.popular_rows[: k + len(ranking.excluded)]  # however many are excluded, k remain
-    else:
-        head = snapshot.popular_rows
-    return head[ranking.may_show(head)][:k]
+def _popular(snapshot: Snapshot, rules: CompiledRules, k: int, ranking: Ranking) -> tuple[Int64, Floats]:
+    """The k most popular rows that may be shown, and logarithms of their shares with what rules add."""
+    head = snapshot.popular_rows
+    if rules.offsets is None and ranking.allowed is None and ranking.among is None:
+        head = head[: k + len(ranking.excluded)]  # however many are excluded, k remain
+    rows = head[ranking.may_show(head)]
+    scores = np.log(np.maximum(snapshot.popularity[rows], _LEAST_SHARE))
+    if rules.offsets is not None:
+        scores = scores + rules.offsets[rows]
+        order = np.argsort(-scores, kind="stable")
+        rows, scores = rows[order], scores[order]
+    return rows[:k], scores[:k]
 
 
 def _user_state(row: np.void | None, events: int, now_s: float) -> UserState:

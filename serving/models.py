@@ -61,7 +61,10 @@ class RankingOptions(Request):
         examples=['category = "Comedy" and year >= 1990'],
     )
     diversity: float | None = Field(
-        None, ge=0, le=1, description="0 = by score alone, 1 = as unlike each other as can be; default by setting"
+        None,
+        ge=0,
+        le=1,
+        description="0 = by score alone, 1 = as unlike each other as can be; default by setting",
     )
     explain: bool = Field(False, description="tell which events moved each item, and by how much")
 
@@ -78,18 +81,24 @@ class RecommendationRequest(RecommendationQuery):
     user_id: str | None = Field(None, min_length=1, examples=["259"])
     events: tuple[InlineEvent, ...] = Field((), description="oldest first or any order; sorted by timestamp")
     session: str | None = Field(
-        None, min_length=1, description="a name that an anonymous session keeps, so that its experiment arm does"
+        None,
+        min_length=1,
+        description="a name that an anonymous session keeps, so that its experiment arm does",
     )
 
 
 class RankRequest(RankingOptions):
     """Candidates to be put in order for a known user, an anonymous session, or a known user plus newest events."""
 
-    items: tuple[str, ...] = Field(min_length=1, description="ids of the candidates", examples=[["50", "181"]])
+    items: tuple[str, ...] = Field(
+        min_length=1, description="ids of the candidates", examples=[["50", "181"]]
+    )
     user_id: str | None = Field(None, min_length=1, examples=["259"])
     events: tuple[InlineEvent, ...] = Field((), description="oldest first or any order; sorted by timestamp")
     session: str | None = Field(
-        None, min_length=1, description="a name that an anonymous session keeps, so that its experiment arm does"
+        None,
+        min_length=1,
+        description="a name that an anonymous session keeps, so that its experiment arm does",
     )
 
 
@@ -164,7 +173,9 @@ class Recommendations(Answer):
     next: str | None = Field(None, exclude_if=_absent, description="cursor of the next page, if there is one")
     experiment: ExperimentState | None = Field(None, exclude_if=_absent)
     unknown: list[str] | None = Field(
-        None, exclude_if=_absent, description="candidates that are not ranked: not in the catalogue, or filtered"
+        None,
+        exclude_if=_absent,
+        description="candidates that are not ranked: not in the catalogue, or filtered",
     )
 
 

@@ -242,6 +242,7 @@ def operation_routes(
             "request_ms": window.summary(),
             "model": recommender.model_state().model_dump(),
             "items_servable": recommender.servable(),
+            "experiments": recommender.live.describe(),
         }
         try:
             return {"pipeline": "reachable"} | await pipeline.status() | own

@@ -14,6 +14,7 @@ candidates best first and returns the list. Where more is done between, its part
 
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -68,6 +69,11 @@ class CompiledRules:
     starts: Int64 | None = None
     kinds: Int64 | None = None
     reach: int = 1
+
+    @cached_property
+    def allowed(self) -> Bools | None:
+        """(N,) what is not blocked; None: everything."""
+        return None if self.blocked is None else ~self.blocked
 
     def candidates(self, k: int) -> int:
         """How many of the best rows `apply` should be given for k items."""

@@ -1,16 +1,20 @@
 """Which model version is current, and how every version fared.
 
 `models/current` is a small file replaced atomically, last; `models/history.jsonl` gets one line per verdict or
-operator's promotion, appended in one write, so counts and rollbacks survive pruning and restarts.
+operator's promotion, appended in one write, so counts and rollbacks survive pruning and restarts. Beside them stand
+*notes*, small documents replaced atomically too: what is tried out, and on whom (`serving.experiments`). Learner,
+supervisor and API change the registry, one at a time: each holds the lock of `models/.lock` while it does.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +22,7 @@ from typing import Any, Literal
 from streaming.journal import append_line
 from training.errors import RegistryError
 
-Status = Literal["promoted", "rejected", "candidate"]
+Status = Literal["promoted", "rejected", "candidate", "rolled_back"]
 _HEADER = ("eval.json", "lineage.json")
 
 
@@ -95,7 +99,7 @@ class Registry:
             entry = last.get(folder.name)
             status: Status = "candidate"
             if entry is not None:
-                status = "promoted" if entry["action"] == "promoted" else "rejected"
+                status = entry["action"]
             infos.append(
                 VersionInfo(
                     version=folder.name,
@@ -115,20 +119,42 @@ class Registry:
         Raises:
             RegistryError: there is no such version on disk.
         """
+        with self._changing():
+            self._promote(version, reason)
+
+    def _promote(self, version: str, reason: str) -> None:
         self._require(version)
         previous = self.current()
         if previous == version:
-            found: dict[str, Any] = next((e for e in reversed(self.history()) if e["version"] == version), {})
+            found: dict[str, Any] = next(
+                (e for e in reversed(self.history()) if (e["version"], e["action"]) == (version, "promoted")),
+                {},
+            )
             previous = found.get("previous")  # promoting the current version again changes nothing
         self._append(version, "promoted", reason, previous)
         self._make_current(version)
         self._prune()
 
+    def roll_back(self, version: str, to: str, reason: str) -> None:
+        """Mark a version as one that failed in service, and where it is current make another one that.
+
+        Where a third version has become current in between, that one stays. Repeating it is harmless.
+
+        Raises:
+            RegistryError: one of them is not on disk.
+        """
+        with self._changing():
+            self._require(to)
+            self._append(version, "rolled_back", reason, None)
+            if self.current() == version:
+                self._promote(to, f"{version} rolled back: {reason}")
+
     def repair(self) -> None:
         """Finish a promotion that was cut off between its line in the history and the replacement of `current`."""
-        promoted = [entry["version"] for entry in self.history() if entry["action"] == "promoted"]
-        if promoted and promoted[-1] != self.current() and self.path(promoted[-1]).is_dir():
-            self._make_current(promoted[-1])
+        with self._changing():
+            promoted = [entry["version"] for entry in self.history() if entry["action"] == "promoted"]
+            if promoted and promoted[-1] != self.current() and self.path(promoted[-1]).is_dir():
+                self._make_current(promoted[-1])
 
     def reject(self, version: str, reason: str) -> None:
         """Record that a version was refused; `current` stays.
@@ -136,11 +162,51 @@ class Registry:
         Raises:
             RegistryError: there is no such version, or it is the current one.
         """
-        self._require(version)
-        if version == self.current():
-            raise RegistryError(f"version {version} is current; promote another one instead of rejecting it")
-        self._append(version, "rejected", reason, None)
-        self._prune()
+        with self._changing():
+            self._require(version)
+            if version == self.current():
+                raise RegistryError(
+                    f"version {version} is current; promote another one instead of rejecting it"
+                )
+            self._append(version, "rejected", reason, None)
+            self._prune()
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """A document beside `current`, or None where there is none: one small file read.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
+        path = self.models_dir / f"{name}.json"
+        try:
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RegistryError(f"{path} cannot be read ({error}); remove or restore it") from error
+        if not isinstance(found, dict):
+            raise RegistryError(f"{path}: expected a JSON object; remove or restore it")
+        return found
+
+    def put_note(self, name: str, document: Mapping[str, Any] | None) -> None:
+        """Replace a document atomically; None removes it. Versions under its key ``versions`` are not pruned."""
+        path = self.models_dir / f"{name}.json"
+        if document is None:
+            path.unlink(missing_ok=True)
+            return
+        self.models_dir.mkdir(parents=True, exist_ok=True)
+        with self._changing():
+            _replace(path, json.dumps(document))
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the registry's lock, which the system lets go of when its holder dies."""
+        if not self.models_dir.is_dir():  # then there is nothing to change, and the caller will say so
+            yield
+            return
+        with (self.models_dir / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _folders(self) -> Iterator[Path]:
         if self.models_dir.is_dir():
@@ -170,15 +236,26 @@ class Registry:
         append_line(self.models_dir / "history.jsonl", entry)
 
     def _make_current(self, version: str) -> None:
-        temporary = self.models_dir / f".current-{os.getpid()}"
-        temporary.write_text(version + "\n")
-        os.replace(temporary, self.models_dir / "current")
+        _replace(self.models_dir / "current", version + "\n")
 
     def _prune(self) -> None:
-        protected = {self.current(), self.previous()}
+        protected = {self.current(), self.previous(), *self._noted()}
         for info in self.versions()[self.keep :]:
             if info.version not in protected and info.status != "candidate":
                 shutil.rmtree(self.path(info.version), ignore_errors=True)
+
+    def _noted(self) -> Iterator[str]:
+        for path in self.models_dir.glob("*.json"):
+            try:
+                yield from (self.note(path.stem) or {}).get("versions", ())
+            except RegistryError:  # whoever reads it says so; here it protects nothing
+                continue
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from serving.security.caller import caller_of
 from serving.security.config import Scope
 
-NEEDS = "x-required-scope"  # in the OpenAPI document: the scope of an operation; null where everybody may
+NEEDS = "x-required-scope"  # in the OpenAPI document: the scope of an operation; absent where it is PUBLIC
 
 PUBLIC: dict[str, Any] = {NEEDS: None}
 

@@ -8,8 +8,9 @@ from serving.ask import Ask
 from serving.batching import MicroBatcher
 from serving.errors import ConflictError, InvalidRequestError
 from serving.models import InlineEvent, RankRequest, RecommendationRequest
-from serving.policy_config import DiversitySettings, ExplorationSettings
+from serving.policy_config import DiversitySettings, ExplorationSettings, RuleSettings
 from serving.ranking import Answered
+from tests.serving.conftest import ITEMS
 from tests.serving.test_engine import ids, open_only
 from tests.serving.test_http import problem, serve
 from tests.serving.world import MINUTE, event
@@ -252,3 +253,50 @@ def test_exploration_draws_anew_tells_its_chances_and_keeps_to_a_list(trained, k
         assert recommender.rank(RankRequest(user_id="anna", items=["i4", "i5"])).items[0].propensity is None
         with serve(recommender) as client:
             assert "etag" not in client.get("/v1/recommendations/anna").headers
+
+
+def rules(**told):
+    return RuleSettings.model_validate(told)
+
+
+@pytest.mark.parametrize("user", ["anna", "nobody"])
+def test_rules_hold_for_known_users_and_strangers(trained, user):
+    with open_only(trained) as recommender:
+        plain = ids(recommender.recommend(user, k=20))
+        scores = {item.item_id: item.score for item in recommender.recommend(user, k=20).items}
+    last, first = plain[-1], plain[0]
+    told = rules(
+        pin=[{"item_id": last, "position": 2}],
+        block=[{"filter": f'item_id = "{first}"'}],
+    )
+    with open_only(trained, rules=told) as recommender:
+        answer = recommender.recommend(user, k=20)
+        rest = [item for item in plain if item not in (first, last)]
+        assert ids(answer) == [rest[0], last, *rest[1:]]
+        assert {item.item_id: item.score for item in answer.items} == pytest.approx(
+            {item: scores[item] for item in ids(answer)}, abs=2e-4
+        )
+        paged = recommender.recommend(user, k=4)
+        more = one(recommender, user_id=user, k=16, cursor=paged.next)
+        assert ids(paged) + ids(more) == ids(answer)
+        ranked = recommender.rank(RankRequest(user_id=user, items=[first, rest[1], rest[0]]))
+        assert (ids(ranked), ranked.unknown) == ([rest[0], rest[1]], [first])
+    with open_only(
+        trained, rules=rules(boost=[{"filter": f'item_id = "{last}"', "factor": 1000}])
+    ) as boosted:
+        assert ids(boosted.recommend(user, k=20)).index(last) < len(plain) - 1
+
+
+def test_caps_hold_on_every_page(trained):
+    told = rules(cap=[{"most": 2, "each": "category"}])
+    with open_only(trained, rules=told) as recommender:
+        kinds = {item["item_id"]: item["categories"][0] for item in ITEMS}
+        first = recommender.recommend("anna", k=5)
+        second = one(recommender, user_id="anna", k=5, cursor=first.next)
+        for page in (first, second):
+            shown = [kinds[item] for item in ids(page)]
+            assert max(map(shown.count, shown)) <= 2
+            assert len(shown) == 5
+        assert not {*ids(first)} & {*ids(second)}
+        with pytest.raises(ConflictError):
+            one(recommender, user_id="anna", k=4, cursor=first.next)
