@@ -13,6 +13,7 @@ from services.commands import SettingsOption, fail
 from services.commands.attack import app as attack_app
 from services.commands.dlq import app as dlq_app
 from services.commands.evaluate import evaluate
+from services.commands.experiment import app as experiment_app
 from services.commands.inspect import inspect
 from services.commands.keys import app as keys_app
 from services.commands.quarantine import app as quarantine_app
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 app.add_typer(attack_app, name="attack")
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(experiment_app, name="experiment")
 app.add_typer(keys_app, name="keys")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(snapshots, name="snapshots")

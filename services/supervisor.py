@@ -2,7 +2,7 @@
 
 Ray restarts a dead shard, ingestor or catalogue actor by itself, with the same arguments; the Supervisor
 notices actors that stay gone, partitions that were added, lag that asks for more actors, and a learner that ended;
-and brings the shards the trust of their users (`services.trust_push`).
+brings the shards the trust of their users (`services.trust_push`), and decides about canaries (`services.canary`).
 """
 
 import logging
@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from services import layout
 from services.actors import Actors
 from services.autoscale import Autoscaler
+from services.canary import CanaryWatch
 from services.settings import Settings
 from services.trust_push import TrustPush
 from streaming.backup.snapshotter import SnapshotStats
@@ -59,6 +60,7 @@ class Supervisor:
         self._settings = settings
         self._actors = Actors(settings)
         self._registry = Registry(settings.data_dir / "models")
+        self._canary = CanaryWatch(self._registry, settings.serving.canary)
         self._status: dict[str, Any] = {"phase": "starting", "actors": {}}
         self._rate = _Rate()
         self._problems: dict[str, str] = {}
@@ -114,6 +116,7 @@ class Supervisor:
         checked_at = time.monotonic()
         while not self._stop.is_set():
             try:
+                self._canary.look()
                 self._watch_learner()
                 if time.monotonic() - checked_at > _PARTITIONS_EVERY_S:
                     checked_at = time.monotonic()
@@ -217,10 +220,12 @@ class Supervisor:
             "catalog": asdict(catalog[0]) if catalog else {"items": 0, "encoded": 0},
             "learner": read_status(self._settings.data_dir),
             "models": self._registry.counts(),
+            "canary": self._canary.status(),
             "actors": states,
             "problems": self._problems
             | _errors(ingestors, catalog, snapshots)
-            | ({"trust": self._trust.problem} if self._trust.problem else {}),
+            | ({"trust": self._trust.problem} if self._trust.problem else {})
+            | ({"canary": self._canary.problem} if self._canary.problem else {}),
             "observed_at": time.time(),
         }
 

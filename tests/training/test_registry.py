@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,66 @@ def test_old_versions_are_pruned_but_never_the_current_or_previous(registry: Reg
         registry.reject(add(registry, number), "")
     assert [info.version for info in registry.versions()] == ["v0008", "v0007", "v0006", "v0002", "v0001"]
     assert registry.counts() == {"trained": 8, "promoted": 2, "rejected": 6}
+
+
+def test_a_version_that_failed_in_service_is_marked_and_the_one_before_serves_again(
+    registry: Registry,
+) -> None:
+    first, second = (add(registry, n) for n in (1, 2))
+    registry.promote(first, "first")
+    registry.promote(second, "no worse")
+    for _ in range(2):  # cut off and done again
+        registry.roll_back(second, first, "2% of rankings failed")
+    assert registry.current() == first
+    newest = registry.versions()[0]
+    assert (newest.version, newest.status, newest.reason) == (second, "rolled_back", "2% of rankings failed")
+    assert f"{second} rolled back: 2% of rankings failed" in registry.versions()[1].reason
+    assert registry.counts() == {"trained": 2, "promoted": 2, "rejected": 0}
+    assert registry.verdict(second) == "promoted"  # what the gate said stands
+    registry.repair()
+    assert registry.current() == first
+
+
+def test_a_rollback_leaves_a_later_promotion(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        registry.promote(add(registry, number), "")
+    registry.roll_back("v0002", "v0001", "slow")
+    assert registry.current() == "v0003"
+    with pytest.raises(RegistryError, match="unknown"):
+        registry.roll_back("v0003", "v0009", "slow")
+
+
+def test_notes_are_kept_and_removed_and_protect_their_versions(registry: Registry) -> None:
+    assert registry.note("experiment") is None
+    registry.promote(add(registry, 1), "")
+    registry.put_note("experiment", {"a": 1, "versions": ["v0002"]})
+    assert registry.note("experiment") == {"a": 1, "versions": ["v0002"]}
+    for number in range(2, 9):
+        registry.reject(add(registry, number), "")
+    assert "v0002" in [info.version for info in registry.versions()]
+    registry.put_note("experiment", None)
+    registry.put_note("experiment", None)
+    assert registry.note("experiment") is None
+    registry.reject(add(registry, 9), "")
+    assert "v0002" not in [info.version for info in registry.versions()]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
+def test_a_damaged_note_is_told_and_hurts_nothing_else(registry: Registry, content: str) -> None:
+    registry.promote(add(registry, 1), "")
+    (registry.models_dir / "experiment.json").write_text(content)
+    with pytest.raises(RegistryError, match=r"experiment\.json"):
+        registry.note("experiment")
+    registry.promote(add(registry, 2), "")
+    assert registry.current() == "v0002"
+
+
+def test_changes_by_several_at_once_are_all_there(registry: Registry) -> None:
+    versions = [add(registry, number) for number in range(1, 4)]
+    threads = [threading.Thread(target=registry.promote, args=(version, "")) for version in versions * 5]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(registry.history()) == 15
+    assert registry.current() == registry.history()[-1]["version"]
