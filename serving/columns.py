@@ -1,9 +1,9 @@
 """What filters and rules read of the items, by columns: one field of all N items, built when first asked for.
 
-A field is built in (`conditions.BUILT_IN`) or an attribute of the catalogue, whose values are numbers, booleans, texts
-or lists of texts. One attribute may be a number for one item and a text for another, so a column holds a part for
-each kind. Texts are kept as an index from each distinct text to the rows that have it: to look for one text, or for a
-range of them, is to cut a slice. Values of any other kind count as absent.
+A field is built in (`conditions.BUILT_IN`) or an attribute of the catalogue, whose values are numbers, booleans,
+texts or lists of texts; values of any other kind count as absent. One attribute may be a number for one item and a
+text for another, so a column holds a part for each kind. Texts are kept as an index from each distinct text to the
+rows that have it: to look for one text, or for a range of them, is to cut a slice.
 """
 
 import threading
@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
+from operator import contains
 from typing import Any
 
 import numpy as np
@@ -70,18 +72,9 @@ class Column:
 
     def containing(self, part: str) -> Bools:
         """(N,) the items with a text that holds ``part``, upper and lower case alike."""
-        text, begins = self._folded
-        part, found = part.casefold(), self.none()
-        words = []
-        place = text.find(part)
-        while place >= 0:
-            word = bisect_right(begins, place) - 1
-            words.append(word)
-            place = text.find(part, begins[word + 1])
-        if words:
-            hits = np.zeros(len(self.words), bool)
-            hits[words] = True
-            found[self.rows[np.repeat(hits, np.diff(self.starts))]] = True
+        hits = np.fromiter(map(contains, self._folded, repeat(part.casefold())), bool, len(self.words))
+        found = self.none()
+        found[self.rows[np.repeat(hits, np.diff(self.starts))]] = True
         return found
 
     def pairs(self) -> tuple[Int64, Int64]:
@@ -89,11 +82,8 @@ class Column:
         return self.rows, np.repeat(np.arange(len(self.words)), np.diff(self.starts))
 
     @cached_property
-    def _folded(self) -> tuple[str, list[int]]:
-        """All words without case, in one text, and where each begins: one search instead of V."""
-        folded = [word.casefold() for word in self.words]
-        begins = np.cumsum([0, *(len(word) + 1 for word in folded)])
-        return "\0".join(folded), begins.tolist()
+    def _folded(self) -> list[str]:
+        return [word.casefold() for word in self.words]
 
 
 class ItemColumns:
@@ -127,6 +117,11 @@ class ItemColumns:
             for name in attributes:
                 counts[name] = counts.get(name, 0) + 1
         return sorted(counts, key=lambda name: (-counts[name], name))
+
+    def row_of(self, item_id: str) -> int | None:
+        """The row of an item; None for an unknown one."""
+        [row] = self._table.rows_named([item_id]).tolist()
+        return row if row >= 0 else None
 
     def built_in(self, name: str) -> Column:
         """One of `conditions.BUILT_IN`."""
@@ -193,7 +188,7 @@ def _column(values: Sequence[Any], rows: Int64, count: int) -> Column:
     numbers, flags = None, None
     if kinds & {int, float}:
         numbers = np.full(count, np.nan)
-        numbers[rows] = [_number(value) for value in values]
+        numbers[rows] = [value if type(value) is float else _number(value) for value in values]
     if bool in kinds:
         flags = np.full(count, -1, np.int8)
         flags[rows] = [value if type(value) is bool else -1 for value in values]
@@ -208,7 +203,7 @@ def _column(values: Sequence[Any], rows: Int64, count: int) -> Column:
 
 
 def _number(value: Any) -> float:
-    if type(value) is not float and type(value) is not int:
+    if type(value) is not int:
         return np.nan
     try:
         return float(value)

@@ -93,7 +93,7 @@ class CompiledRules:
             return rows[:k], scores[:k]
         pins, rows, scores = self.lift(rows, scores, k)
         kept = self.cap(rows, k, pins, per)
-        order = self.place(pins, len(kept), k)
+        order = self.place(pins, len(kept), k, per)
         return (
             np.concatenate([rows[kept], pins.rows])[order],
             np.concatenate([scores[kept], pins.scores])[order],
@@ -156,16 +156,18 @@ class CompiledRules:
                 break
         return np.array(chosen, np.int64)
 
-    def place(self, pins: Pins, count: int, k: int) -> Int64:
-        """Put pins between ``count`` items of a list of k.
+    def place(self, pins: Pins, count: int, k: int, per: int | None = None) -> Int64:
+        """Put pins between ``count`` items of a list of k, of which ``per`` make an answer; all of them if not given.
 
         Returns:
-            (m,) positions among the items followed by the pins: ``count + i`` is the pin i. Where there are too few
-            items for a pin's slot, it stands behind the last.
+            (m,) positions among the items followed by the pins: ``count + i`` is the pin i. Where an answer has too
+            few items for a pin's slot, the pin stands behind the last; pins of answers that are not reached are left
+            out.
         """
         order = list(range(count))
         for number, slot in enumerate(pins.slots.tolist()):
-            order.insert(slot, count + number)
+            if len(order) >= slot - slot % (per or k):
+                order.insert(slot, count + number)
         return np.array(order[:k], np.int64)
 
     def kinds_of(self, row: int) -> list[int]:
@@ -223,15 +225,13 @@ class RuleBook:
     def _pins(self, columns: ItemColumns, now_s: float) -> dict[int, int]:
         pins: dict[int, int] = {}
         taken: set[int] = set()
-        ids = columns.built_in("item_id")
         for pin in self._settings.pin:
             if not pin.active(now_s):
                 continue
-            found = np.flatnonzero(ids.equal_to(pin.item_id))
-            if not len(found):
+            row = columns.row_of(pin.item_id)
+            if row is None:
                 self._tell(f"pins {pin.item_id!r}, which neither catalogue nor model knows")
                 continue
-            row = int(found[0])
             if row in pins or (pin.filter is not None and not self._rows(pin.filter, columns)[row]):
                 continue
             slot = pin.position - 1
