@@ -109,10 +109,11 @@ def page_part(report: Mapping[str, Any]) -> str:
 
 
 def put_on_page(report: Mapping[str, Any], page: Path = PAGE) -> None:
-    """Put the tables between the marks; a page without marks gets them at its end, under a heading."""
+    """Put the tables between the marks; a page without marks gets them at its end, under a heading "Speed"."""
     text = page.read_text() if page.is_file() else "# Serving\n"
     if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n## Speed\n\n{BEGIN}\n{END}\n"
+        heading = "" if "## Speed" in text else "## Speed\n\n"
+        text = f"{text.rstrip()}\n\n{heading}{BEGIN}\n{END}\n"
     part = f"{BEGIN}\n\n{page_part(report)}\n{END}"
     page.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: part, text, flags=re.DOTALL))
 
