@@ -15,6 +15,7 @@ candidates best first and returns the list. Where more is done between, its part
 import logging
 from dataclasses import dataclass, field
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -186,16 +187,17 @@ class RuleBook:
 
     def __init__(self, settings: RuleSettings) -> None:
         self._settings = settings
-        self._compiled: tuple[ItemColumns, float, CompiledRules] | None = None
+        # one per model that is live; gone with its snapshot
+        self._compiled: WeakKeyDictionary[ItemColumns, tuple[float, CompiledRules]] = WeakKeyDictionary()
         self._told: set[str] = set()
 
     def compiled(self, columns: ItemColumns, now_s: float) -> CompiledRules:
         """The rules of now, epoch s: compiled again for new columns, and when a rule starts or ends."""
-        since_s, held = self._settings.since_s(now_s), self._compiled
-        if held is not None and held[0] is columns and held[1] == since_s:
-            return held[2]
+        since_s, held = self._settings.since_s(now_s), self._compiled.get(columns)
+        if held is not None and held[0] == since_s:
+            return held[1]
         compiled = self._compile(columns, now_s)
-        self._compiled = columns, since_s, compiled
+        self._compiled[columns] = since_s, compiled
         return compiled
 
     def _compile(self, columns: ItemColumns, now_s: float) -> CompiledRules:
