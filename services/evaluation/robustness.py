@@ -175,7 +175,8 @@ def summary(runs: Sequence[dict[str, Any]], variant: str, plan: Plan) -> dict[st
     """A variant against the model without defences.
 
     A reduction is the share of the targets' gained exposure@10 (poisoned less clean, summed over seeds) that is
-    gone; null where the attack gained nothing. Intervals are 95%, by bootstrap over seeds (2,000 resamples).
+    gone; null where the attack gained nothing. Intervals are 95%, by bootstrap over attacks and seeds (2,000
+    resamples).
     """
     mine = {run["seed"]: run for run in runs if run["variant"] == variant}
     bare = {run["seed"]: run for run in runs if run["variant"] == NONE}
