@@ -163,7 +163,7 @@ def api_application(
     scaling = {
         "min_replicas": replicas.minimum,
         "max_replicas": replicas.maximum,
-        "initial_replicas": replicas.minimum,
+        "initial_replicas": max(1, replicas.minimum),
         "target_ongoing_requests": replicas.target_ongoing_requests,
         "upscale_delay_s": replicas.upscale_delay_s,
         "downscale_delay_s": replicas.downscale_delay_s,
