@@ -33,7 +33,7 @@ from tests.bench.serve_load import Shot, Target, shoot, starting_user
 from tests.bench.serve_profile import cpu_us, profiled, stages_us
 from tests.bench.serve_report import NAMES, PARTS, make_report
 from tests.bench.serve_view import RESULTS, keep, tables
-from tests.bench.serve_world import Shape, make_world
+from tests.bench.serve_world import Shape, index_of, make_world
 
 LARGE = 100_000
 WARM_UP_S = 2
@@ -118,7 +118,6 @@ class Bench:
         self.generator = serve_load.generator(options.generator)
         self.out: Path = options.out.resolve()
         self.out.mkdir(parents=True, exist_ok=True)
-        self._shots = 0
 
     def world(self, items: int) -> Path:
         """A world with so many items; made where there is none yet."""
@@ -129,6 +128,9 @@ class Bench:
     def report(self) -> dict[str, Any]:
         """Measure what is asked for and put the figures together."""
         found: dict[str, Any] = {"rounds": []}
+        users = self.options.users
+        for items in [self.options.items] * (self.parts != ["events"]) + [LARGE] * ("large" in self.parts):
+            self.world(items)  # before anything is measured
         with ExitStack() as servers:
             targets, ours = self._start(servers)
             if targets:
@@ -137,8 +139,9 @@ class Bench:
                 found |= self.profile(ours)
             if ours is not None and "large" in self.parts:
                 server = servers.enter_context(self._ray(LARGE))
-                pair = {"headrace": targets["headrace"], "large": server.rankings(self.options.users)}
+                pair = {"headrace": ours.rankings(users), "large": server.rankings(users)}
                 found["large"] = self.rounds(pair, [count for count in (1, 16) if count in self.connections])
+                found["large_index"] = index_of(self.world(LARGE))
         if "events" in self.parts:
             found["events"] = self.events()
         settings = {name: getattr(self.options, name) for name in ("items", "users", "rounds", "seconds")}
@@ -152,7 +155,7 @@ class Bench:
     def _start(self, servers: ExitStack) -> tuple[dict[str, Target], Server | None]:
         targets: dict[str, Target] = {}
         ours = None
-        if {"headrace", "empty_serve"} & set(self.parts):
+        if {"headrace", "empty_serve", "profile", "large"} & set(self.parts):
             ours = servers.enter_context(self._ray(self.options.items))
             targets = {"headrace": ours.rankings(self.options.users), "empty_serve": ours.empty}
         if "fastapi" in self.parts:

@@ -34,6 +34,13 @@ def sections(report: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str], Ro
     if speeds:
         header = ("system", "connections", "requests/s", "min – max", "p50, ms", "p99, ms", "p99, min – max")
         yield "Load", header, speeds
+    index = report.get("large_index")
+    if index:
+        yield (
+            "The index of 100,000 items",
+            ("recall of the true best hundred",),
+            [[f"{index['recall@100']:.3f}"]],
+        )
     seen = report["event_to_response_ms"]
     if seen["p99"] is not None:
         row = [f"{seen['events_per_s']:,.0f}", *(_number(seen[at]) for at in ("p50", "p90", "p99", "max"))]

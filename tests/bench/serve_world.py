@@ -1,11 +1,12 @@
 """What the serving benchmark is served from: a catalogue, a model, and many users' state, made by the real writers.
 
-Names are those of `workload`: users `u000000` and on, items `i00000` and on. Text vectors are random unit vectors and
-the model's weights are random: a ranking costs the same whatever it says. Making 10,000 items and 20,000 users with
-50 events each takes about 15 s.
+Names are those of `workload`: users `u000000` and on, items `i00000` and on. Text vectors lie around the centres of
+random groups, as texts of a catalogue do, and the model's weights are random: a ranking costs the same whatever it
+says. Making 10,000 items and 20,000 users with 50 events each takes about 15 s.
 """
 
 import json
+import os
 import shutil
 import time
 from contextlib import ExitStack, closing
@@ -22,8 +23,10 @@ from streaming.config import StreamingSettings
 from streaming.events import EventDecoder
 from streaming.hashing import hash_one
 from streaming.intake import Decoded
+from streaming.rows import row_dtype
 from streaming.state import open_store
 from tests.bench.workload import TYPES
+from training.bundle import FORMAT as BUNDLE_FORMAT
 from training.bundle import save_bundle
 from training.config import ModelConfig
 from training.items import ItemSlots, build_table
@@ -35,7 +38,9 @@ VERSION = "v0001"
 _TEXT_DIM = 384
 _USERS_AT_ONCE = 1000
 _HISTORY_S = 7 * 86_400
-_FORMAT = 1  # a world of another number is made anew
+_IN_GROUP = 50  # items on average
+_SPREAD = 0.7  # of a group, as a share of its centre's length
+_FORMAT = 2  # of what is made here; a world of another one is made anew
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,30 @@ def world_settings(folder: Path, port: int, window_s: float = 3600) -> Settings:
 
 def make_world(folder: Path, shape: Shape, seed: int = 0) -> None:
     """Make a world in a folder, or leave the one that stands there if it is the same."""
-    made, wanted = folder / "made.json", json.dumps({"format": _FORMAT, "seed": seed} | asdict(shape))
+    settings = world_settings(folder, 8000, window_s=50 * 365 * 86_400)  # no window closes
+    formats = (_FORMAT, BUNDLE_FORMAT, row_dtype(settings.streaming).itemsize)
+    made, wanted = folder / "made.json", json.dumps({"formats": formats, "seed": seed} | asdict(shape))
     if made.is_file() and made.read_text() == wanted:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    streaming = world_settings(folder, 8000, window_s=50 * 365 * 86_400).streaming  # no window closes
-    make_catalogue(folder, shape.items, rng)
-    make_bundle(folder, shape.items, streaming, seed)
+    make_catalogue(unfinished, shape.items, rng)
+    make_bundle(unfinished, shape.items, settings, seed)
     if shape.users:
-        make_state(folder, shape, streaming, rng)
-    made.write_text(wanted)
+        make_state(unfinished, shape, settings.streaming, rng)
+    (unfinished / made.name).write_text(wanted)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def index_of(folder: Path) -> dict[str, float] | None:
+    """What the bundle says about its index; None where items are scored one by one."""
+    config: dict[str, dict[str, float]] = json.loads(
+        (folder / "models" / VERSION / "config.json").read_text()
+    )
+    return config.get("index")
 
 
 def make_catalogue(folder: Path, items: int, rng: np.random.Generator) -> None:
@@ -82,15 +99,21 @@ def make_catalogue(folder: Path, items: int, rng: np.random.Generator) -> None:
             for n in range(items)
         ]
         store.apply([(item.item_id, item) for item in named], 0, items - 1)
-        vectors = rng.normal(size=(items, _TEXT_DIM)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        centres = _unit(rng.normal(size=(max(1, items // _IN_GROUP), _TEXT_DIM)))
+        noise = _unit(rng.normal(size=(items, _TEXT_DIM)))
+        vectors = _unit(centres[rng.integers(0, len(centres), items)] + _SPREAD * noise).astype(np.float32)
         texts = [(hash_one(item.item_id).to_bytes(8, "big"), item.text()) for item in named]
         store.put_vectors("random", texts, vectors)
 
 
-def make_bundle(folder: Path, items: int, streaming: StreamingSettings, seed: int) -> None:
-    """A promoted model of the default shape, with random weights, over the catalogue."""
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def make_bundle(folder: Path, items: int, settings: Settings, seed: int) -> None:
+    """A promoted model of the default shape, with random weights, over the catalogue; with an index if large."""
     torch.manual_seed(seed)
+    streaming = settings.streaming
     shape = ModelConfig(text_dim=_TEXT_DIM, num_types=len(streaming.event_types))
     slots = ItemSlots(shape.id_capacity)
     seen = np.array([hash_one(f"i{n:05d}") for n in range(min(items, shape.id_capacity))], np.uint64)
@@ -108,6 +131,7 @@ def make_bundle(folder: Path, items: int, streaming: StreamingSettings, seed: in
         event_types=streaming.event_types,
         evaluation={},
         lineage={"windows": [], "parent": None, "created_at": time.time()},
+        index_items=settings.training.index_items,
     )
     Registry(folder / "models").promote(VERSION, "the benchmark's model")
 
