@@ -40,11 +40,12 @@ class ReportError(Exception):
 
 @dataclass(frozen=True)
 class Successes:
-    """Events that count as a success, all of length N."""
+    """Events that count as a success, all of length N; `rejected` records of events did not validate."""
 
     user: UInt64
     item: UInt64
     time_ms: Int64
+    rejected: int = 0
 
 
 def read_impressions(settings: Settings, path: Path | None) -> pa.Table:
@@ -96,6 +97,7 @@ def read_successes(settings: Settings, path: Path | None, types: tuple[str, ...]
         np.concatenate([part.user for part in parts]),
         np.concatenate([part.item for part in parts]),
         np.concatenate([part.time_ms for part in parts]),
+        sum(part.rejected for part in parts),
     )
 
 
@@ -107,9 +109,9 @@ def _decoded(settings: Settings, path: Path | None, codes: Int64) -> Iterator[Su
         for portion in _portions(records):
             values, keys, times = zip(*portion, strict=True)
             stamps = None if path is not None else np.array(times, np.int64)
-            events, _ = decoder.decode(values, keys, stamps)
+            events, rejected = decoder.decode(values, keys, stamps)
             chosen = np.isin(events.type, codes)
-            yield Successes(events.user[chosen], events.item[chosen], events.time_ms[chosen])
+            yield Successes(events.user[chosen], events.item[chosen], events.time_ms[chosen], len(rejected))
 
 
 def _of_topic(settings: Settings) -> pa.Table:

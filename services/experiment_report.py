@@ -104,6 +104,7 @@ def report(
         "arms": told,
         "crossed_users": int(crossed.sum()),
         "unripe_users": int((~crossed & (user_arm >= 0) & ~ripe).sum()),
+        "rejected_events": successes.rejected,
         "split_p": None if np.isnan(planned).any() else ratio_mismatch(counts, planned),
         "differences": [
             _difference(k, arms, user_arm, outcome, order, share, compared) for k in range(1, len(arms))
@@ -172,7 +173,7 @@ def _difference(
     treated = user_arm[pair] == number
     told: dict[str, Any] = {"arm": arms[number], "against": arms[0], "users": len(pair)}
     both = min(int(treated.sum()), int((~treated).sum()))
-    if len(pair) < BURN_IN or both < BURN_IN // 10:
+    if len(pair) < BURN_IN or both < BURN_IN // 10 or outcome[pair].min() == outcome[pair].max():
         return told | {"difference": None, "low": None, "high": None, "shown": None}
     chance = float(share[number] / (share[number] + share[0]))
     mean, width = confidence_sequence(effects(outcome[pair], treated, chance), alpha)
@@ -193,7 +194,8 @@ def verdict(result: dict[str, Any]) -> str:
     for one in result["differences"]:
         if one["difference"] is None:
             said.append(
-                f"Too few users to compare {one['arm']} with {one['against']}: {one['users']:,} so far."
+                f"Too few users or successes to compare {one['arm']} with {one['against']}: "
+                f"{one['users']:,} users so far."
             )
             continue
         span = f"{100 * one['low']:+.2f} to {100 * one['high']:+.2f} points"

@@ -48,7 +48,7 @@ def report_view(report: dict[str, Any]) -> RenderableType:
     for name in (*columns, "without exploration") if explored else columns:
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for arm in report["arms"]:
-        row = [
+        row: list[RenderableType] = [
             Text(arm["arm"], "cyan"),
             f"{arm['ripe_users']:,}",
             f"{arm['converted_users']:,}",
@@ -66,6 +66,8 @@ def report_view(report: dict[str, Any]) -> RenderableType:
         notes.append(f"{report['unripe_users']:,} users are too new to count")
     if report["crossed_users"]:
         notes.append(f"{report['crossed_users']:,} users were seen in more than one arm and are left out")
+    if report["rejected_events"]:
+        notes.append(f"{report['rejected_events']:,} records of events do not validate and are left out")
     if report["split_p"] is not None:
         notes.append(f"split as planned: p = {report['split_p']:.2g}")
     return Stack(

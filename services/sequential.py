@@ -55,7 +55,7 @@ def effects(outcomes: Floats, treated: npt.NDArray[np.bool_], share: float) -> F
     """
     means = []
     for mine in (treated, ~treated):
-        before = np.cumsum(mine) - mine
+        before: Ints = np.cumsum(mine) - mine
         total = np.cumsum(outcomes * mine) - outcomes * mine
         means.append(np.where(before > 0, total / np.maximum(before, 1), 0.0))
     one, zero = means

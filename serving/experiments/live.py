@@ -148,6 +148,7 @@ class Live:
         self._reporter = Reporter(models_dir, uuid.uuid4().hex)
         self._shadow: Shadow | None = None
         self.serving: Serving
+        self._told: Serving | None = None  # of which a failure has been logged
 
     def publish(self, serving: Serving) -> None:
         """Take into service; called by the refresher."""
@@ -199,7 +200,11 @@ class Live:
                 self._reporter.fail(part.arm == CANARY)
             if not replaceable:
                 raise
-            logger.exception("arm %s of %s failed; the main model answers: %s", part.arm, part.name, error)
+            if self._told is not serving:  # the metrics count the others
+                self._told = serving
+                logger.exception(
+                    "arm %s of %s failed; the main model answers: %s", part.arm, part.name, error
+                )
             return [_part_of(answered, part) for answered in self._rank(serving.main, group)]
         duration_s = time.perf_counter() - started
         metrics.ARM_RANKINGS.labels(part.name, part.arm).inc(len(group))

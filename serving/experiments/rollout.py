@@ -29,8 +29,7 @@ NOTE = "rollout"
 CANARY = "canary"
 
 _SERVED = 50  # versions remembered as proven
-_WORSE = (2.0, 5.0, 20.0)  # times the rate that is still right: what evidence is gathered for
-_MOST = 0.5  # and this rate in any case
+_MOST = 0.5  # evidence is gathered for twice the rate that is still right, four times, and so on up to here
 _LEAST = 1e-6  # a rate of nothing at all could never be compared with
 
 Action = Literal["wait", "settle", "begin", "advance", "roll_back"]
@@ -160,9 +159,10 @@ def exceeds(found: int, total: int, rate: float, false_alarms: float) -> bool:
     at 1 where the true rate is at most p (Ville's inequality).
     """
     rate = max(rate, _LEAST)
-    higher = [worse for worse in (*(rate * times for times in _WORSE), _MOST) if rate < worse <= _MOST]
-    if found <= rate * total or not higher:
+    if found <= rate * total or rate >= _MOST:
         return False
+    doublings = range(1, math.ceil(math.log2(_MOST / rate)))
+    higher = [*(rate * 2.0**times for times in doublings), _MOST]
     logs = [
         found * math.log(worse / rate) + (total - found) * math.log((1 - worse) / (1 - rate))
         for worse in higher
