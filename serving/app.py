@@ -125,8 +125,9 @@ class ApiReplica:
     def __init__(
         self, data_dir: Path, kafka: KafkaSettings, streaming: StreamingSettings, serving: ServingSettings
     ) -> None:
-        impressions = ImpressionLog(kafka, serving.impressions) if serving.impressions.enabled else None
-        self._recommender = Recommender(data_dir, streaming, serving, impressions).start()
+        self._recommender = Recommender(data_dir, streaming, serving).start()
+        if serving.impressions.enabled:
+            self._recommender.log_to(ImpressionLog(kafka, serving.impressions, self._recommender.clock_ms))
         self._sink = KafkaSink(
             kafka, streaming.sources[0], serving.request_timeout_s, self._recommender.clock_ms
         )

@@ -14,7 +14,10 @@ class ReplicaSettings(Section):
     """How many replicas answer, and what each may take."""
 
     minimum: int = Field(
-        1, ge=0, le=1000, description="replicas that are always up; 0: none while nobody asks, the next one waits"
+        1,
+        ge=0,
+        le=1000,
+        description="replicas that are always up; 0: none while nobody asks, the next one waits",
     )
     maximum: int = Field(1, ge=1, le=1000, description="most replicas the autoscaler may start")
     target_ongoing_requests: float = Field(

@@ -61,23 +61,16 @@ class Recommender:
         data_dir: what the pipeline writes: `state/`, `catalog/`, `windows/`, `models/`. May still be empty.
         streaming: settings the state was written with.
         serving: settings of serving.
-        impressions: takes what was shown; closed with the recommender.
     """
 
-    def __init__(
-        self,
-        data_dir: Path,
-        streaming: StreamingSettings,
-        serving: ServingSettings,
-        impressions: ImpressionLog | None = None,
-    ) -> None:
+    def __init__(self, data_dir: Path, streaming: StreamingSettings, serving: ServingSettings) -> None:
         self.settings, self.streaming = serving, streaming
         self.limits = Limits(streaming, serving)
         self._arranger = Arranger(serving)
         self._codes = {name: code for code, name in enumerate(streaming.event_types)}
         self._reader = StateReader(data_dir / "state", streaming)
         self._registry = Registry(data_dir / "models")
-        self._impressions = impressions
+        self._impressions: ImpressionLog | None = None
         self._snapshot: Snapshot
         self.live = Live(self._rank, data_dir / "models", serving.shadow)
         self.refresher = Refresher(data_dir, streaming, serving, self._publish, self.live, serving.canary)
@@ -87,6 +80,10 @@ class Recommender:
         """Begin to follow the registry and the catalogue."""
         self.refresher.start()
         return self
+
+    def log_to(self, impressions: ImpressionLog) -> None:
+        """Have what is shown from now on logged; the log is closed with the recommender."""
+        self._impressions = impressions
 
     def stop(self) -> None:
         """Stop following them and close the state."""

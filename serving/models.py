@@ -311,7 +311,7 @@ class ModelVersion(Answer):
     """A model the learner has made, and what the gate said of it."""
 
     version: str
-    status: str = Field(description="promoted, rejected or candidate")
+    status: str = Field(description="promoted, rejected, candidate or rolled_back")
     current: bool
     reason: str
     created_at: str
