@@ -26,6 +26,9 @@ _ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",  # by default an empty application takes 30 s to stop
+    # a request whose replica died before it answered goes to another one; events keep their ids (serving/ports.py)
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:9",  # the discard port: its lines hold whole paths, that is ids
     "RAY_worker_niceness": "0",  # by default 15 for all, and then the learner cannot be nicer than serving
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DEDUP_LOGS": "0",

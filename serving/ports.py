@@ -14,12 +14,15 @@ from typing import Any, Protocol
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from serving import request_id
 from serving.errors import InvalidRequestError, UnavailableError
 from serving.models import Acknowledgement, NewEvent
 from streaming.config import KafkaSettings, Source
 from streaming.errors import BrokerError
 from streaming.formats.shape import RecordShape, ShapeError
 from streaming.kafka import make_producer
+
+_NAMESPACE = uuid.UUID("5b1c2c7e-0d0f-5b0e-9d55-3a8b6f0f6a51")  # of event ids made here
 
 
 class EventSink(Protocol):
@@ -94,7 +97,7 @@ class KafkaSink:
                 f"topic {self._source.topic!r} holds {self._source.format} records, which the API does not write; "
                 "publish events there with a producer of your own, or put a JSON source first in streaming.sources"
             )
-        ids = [event.event_id or str(uuid.uuid4()) for event in events]
+        ids = [event.event_id or _id_of(event, place) for place, event in enumerate(events)]
         records = []
         for position, (event, event_id) in enumerate(zip(events, ids, strict=True)):
             try:
@@ -157,6 +160,15 @@ class KafkaSink:
             if self._producer is not None:
                 self._producer.close(timeout=self._timeout_s)
                 self._producer = None
+
+
+def _id_of(event: NewEvent, place: int) -> str:
+    """An id for an event without one: the same when the same request is sent again, so that it counts once.
+
+    A request is the same by its X-Request-ID, which a caller sends, or a proxy that repeats a request.
+    """
+    name = f"{request_id.current()}/{place}/{event.model_dump_json()}"
+    return str(uuid.uuid5(_NAMESPACE, name) if request_id.current() != request_id.NONE else uuid.uuid4())
 
 
 def _to_json(document: dict[str, Any]) -> bytes:

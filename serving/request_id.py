@@ -5,7 +5,8 @@ import re
 import secrets
 from contextvars import ContextVar
 
-_current: ContextVar[str] = ContextVar("request_id", default="-")
+NONE = "-"  # outside of requests
+_current: ContextVar[str] = ContextVar("request_id", default=NONE)
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")  # fits a log line and a header as it is
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
