@@ -34,6 +34,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && touch streaming/__init__.py training/__init__.py serving/__init__.py services/__init__.py \
     && pip install --constraint constraints.txt ".[${EXTRAS}]" \
     && pip uninstall --yes headrace \
+    && rm -r build headrace.egg-info \
     && python -c "import sys, torch; found = 'cuda' if torch.version.cuda else 'cpu'; \
 sys.exit(0 if found == '${VARIANT}' else f'torch is a {found} build, but VARIANT=${VARIANT}; see the head of the Dockerfile')"
 COPY streaming streaming

@@ -36,7 +36,7 @@ def render(name: str) -> tuple[Document, ...]:
     """The documents of a variant in `RENDERED`."""
     start, components = RENDERED[name]
     if not components:
-        return _kustomize(K8S / start)
+        return kustomize(K8S / start)
     with tempfile.TemporaryDirectory(prefix="headrace-k8s-") as made:
         folder = Path(made).resolve()
         kustomization = {
@@ -46,10 +46,11 @@ def render(name: str) -> tuple[Document, ...]:
             "components": [os.path.relpath(K8S / "components" / name, folder) for name in components],
         }
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        return _kustomize(folder)
+        return kustomize(folder)
 
 
-def _kustomize(folder: Path) -> tuple[Document, ...]:
+def kustomize(folder: Path) -> tuple[Document, ...]:
+    """What a folder with a kustomization renders to; a deprecation is an error too."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("kubectl")), "kustomize", str(folder)],
         capture_output=True,
@@ -58,7 +59,7 @@ def _kustomize(folder: Path) -> tuple[Document, ...]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert not done.stderr, done.stderr  # deprecations
+    assert not done.stderr, done.stderr
     return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
 
 
