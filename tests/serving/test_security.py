@@ -559,6 +559,7 @@ def strict() -> Iterator[httpx.Client]:
         (lambda: token(extra="x" * 9000), "malformed"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The RSA key is 1024 bits")
 def test_a_token_that_is_not_right_is_refused_and_told_why_but_not_shown(strict, text, said):
     sent = text()
     body = problem(ask(strict, sent), 401)
