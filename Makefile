@@ -14,7 +14,7 @@ ATTACK ?=
 ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdir $(DATASET:/=)).toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-serve bench-train robustness results faults chaos-serve format clean
+.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-serve bench-train robustness results faults chaos-serve k8s sbom format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -75,6 +75,15 @@ faults: $(READY) ## 50 kills and cut connections during 300,000 events: what was
 
 chaos-serve: $(READY) ## replicas, shards, broker and models fail under load: which requests failed
 	@$(BIN)/python -m tests.faults.serving $(if $(REPORT),--report $(REPORT))
+
+k8s: $(READY) ## render every Kubernetes variant and check it
+	@mkdir -p build/k8s
+	@for o in base overlays/dev overlays/prod; do $(BIN)/kubectl kustomize k8s/$$o > build/k8s/$${o##*/}.yaml || exit 1; done
+	@$(BIN)/python -m pytest tests/k8s
+
+sbom: $(READY) ## bill of materials (CycloneDX)
+	@mkdir -p build && $(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	  --output-reproducible --output-file build/headrace.cdx.json
 
 format: $(READY) ## let ruff format and fix
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .

@@ -99,7 +99,7 @@ def build_app(
     """
     settings = recommender.settings
     window = RequestWindow(settings.stats_window)
-    batcher = MicroBatcher(recommender.answer, settings.micro_batch_max)
+    batcher = MicroBatcher(recommender.answer, settings.micro_batch_max, settings.micro_batch_wait_ms / 1000)
     guard = Guard(settings.security, settings.host, settings.admin_api_key, settings.admin_open)
     app: FastAPI = FastAPIOffline(
         title="Headrace",

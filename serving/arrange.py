@@ -33,7 +33,7 @@ class Page:
     """What is shown.
 
     Attributes:
-        rows, scores: (k,) best first. propensities: (k,) with exploration, NaN where a rule may have had a part.
+        rows, scores: (k,) best first. propensities: (k,) with exploration, NaN where a cap may have had a part.
         more: whether another page follows.
     """
 
@@ -110,15 +110,16 @@ class Arranger:
             propensities[pool] = drawn.propensities
         if len(pins) or rules.limits:
             kept = rules.cap(rows, ranking.end + 1, pins, per=ranking.k)
-            order = rules.place(pins, len(kept), ranking.end + 1)
+            order = rules.place(pins, len(kept), ranking.end + 1, per=ranking.k)
             rows = np.concatenate([rows[kept], pins.rows])[order]
             scores = np.concatenate([scores[kept], pins.scores])[order]
             if propensities is not None:
-                propensities = np.full(len(rows), np.nan)
+                chances = np.concatenate([propensities[kept], np.ones(len(pins))])[order]
+                propensities = np.full(len(rows), np.nan) if rules.limits else chances
         more = len(rows) > ranking.end and ranking.end < self._settings.page_depth
         page = slice(ranking.start, ranking.end)
-        chances = None if propensities is None else propensities[page]
-        return Page(rows[page], scores[page], chances, more)
+        shown = None if propensities is None else propensities[page]
+        return Page(rows[page], scores[page], shown, more)
 
     def _diversity(self, ranking: Ranking) -> float:
         """0..1; candidates that were given are put in order by score unless the request says otherwise."""

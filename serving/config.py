@@ -101,6 +101,12 @@ class ServingSettings(Section):
         64, ge=1, le=1024, description="most requests that are ranked together because they arrive together"
     )
     popularity: PopularitySettings = PopularitySettings()
+    micro_batch_wait_ms: float = Field(
+        0.5,
+        ge=0,
+        le=100,
+        description="longest wait for as many requests as came together before, ms; a lone one never waits",
+    )
     rules: RuleSettings = RuleSettings()
     diversity: DiversitySettings = DiversitySettings()
     exploration: ExplorationSettings = ExplorationSettings()
