@@ -64,7 +64,7 @@ bench-serve: $(READY) ## milliseconds and requests per second beside an empty Se
 robustness: $(READY) ## attacks on a model with and without defences: DATASET=folder; SMALL=1 takes minutes
 	@test -n "$(DATASET)" || { echo "name a dataset folder: make robustness DATASET=data/shop"; exit 1; }
 	@$(BIN)/headrace robustness --dataset $(DATASET) $(ROBUST_SETTINGS) $(if $(REPORT),--report $(REPORT)) \
-	  $(if $(SMALL),--seeds 0 --texts keywords)
+	  $(if $(SMALL),--seeds 0 --texts keywords --threads 1)
 
 results: $(READY) ## rebuild docs/results.md and docs/robustness.md from the reports in docs/results
 	@$(BIN)/python -m tests.bench.results
