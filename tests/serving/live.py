@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from serving.envelope import install
 from serving.security.caller import caller_of
-from serving.security.config import SecuritySettings
+from serving.security.config import ApiKey, SecuritySettings
 from serving.security.guard import Guard
+from serving.security.keys import make_key
 from serving.security.routes import PUBLIC, GuardedRoute, require
 from streaming.broker import free_port
 
@@ -100,3 +101,29 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     assert body["instance"] == response.request.url.path
     assert body["request_id"] == response.headers["x-request-id"]
     return body
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(key_id: str, *scopes: str, **more: Any) -> tuple[str, ApiKey]:
+    """A key and its entry in the settings."""
+    name, text, hashed = make_key(key_id)
+    return text, ApiKey(id=name, hash=hashed, scopes=scopes, **more)  # type: ignore[arg-type]
+
+
+def statuses(client: httpx.Client, **headers: str) -> tuple[int, int, int]:
+    """What a caller with these headers gets for reading, writing and administering."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return (
+        client.get("/v1/read/anna", headers=sent).status_code,
+        client.post("/v1/write", json={"text": "x"}, headers=sent).status_code,
+        client.post("/v1/admin", headers=sent).status_code,
+    )
