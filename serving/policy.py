@@ -61,17 +61,25 @@ def reasons(
     vectors = snapshot.vectors
     likeness = vectors[rows] @ vectors[history_rows[readable]].T  # (k, n)
     nearest = likeness.argmax(axis=1)
+    events = readable[nearest]
+    rows_of_events = history_rows[events]
+    alike = np.take_along_axis(likeness, nearest[:, None], axis=1)[:, 0] > 0
+    new = snapshot.table.learned_rows[rows] < 0 if snapshot.model is not None else np.zeros(len(rows), bool)
+    deeds = {event: deed(history, event, event_types) for event in set(events.tolist())}
     explained = []
-    for position, row in enumerate(rows):
-        event = int(readable[nearest[position]])
-        title = titles[history_rows[event]]
-        said = []
-        if snapshot.model is not None and snapshot.table.learned_rows[row] < 0:
-            said.append("new item, matched by its text")
-        if history_rows[event] == row:
-            said.append(f"you {deed(history, event, event_types)}")
-        elif likeness[position, nearest[position]] > 0:
-            said.append(f"similar to {title}, which you {deed(history, event, event_types)}")
+    for event, of_event, same, is_alike, is_new in zip(
+        events.tolist(),
+        rows_of_events.tolist(),
+        (rows_of_events == rows).tolist(),
+        alike.tolist(),
+        new.tolist(),
+        strict=True,
+    ):
+        said = ["new item, matched by its text"] if is_new else []
+        if same:
+            said.append(f"you {deeds[event]}")
+        elif is_alike:
+            said.append(f"similar to {titles[of_event]}, which you {deeds[event]}")
         else:
             said.append(_UNTOLD)
         explained.append(said)
