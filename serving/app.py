@@ -7,6 +7,7 @@ HAProxy to it with no proxy of Serve's in between.
 
 import functools
 import importlib.metadata
+import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import Histogram
 from ray import serve
 
-from serving import envelope
+from serving import envelope, request_id
 from serving.batching import MicroBatcher
 from serving.config import ServingSettings
 from serving.engine import Recommender
@@ -125,6 +126,7 @@ class ApiReplica:
     def __init__(
         self, data_dir: Path, kafka: KafkaSettings, streaming: StreamingSettings, serving: ServingSettings
     ) -> None:
+        request_id.configure_logging(logging.getLogger("serving"))
         self._recommender = Recommender(data_dir, streaming, serving).start()
         if serving.impressions.enabled:
             self._recommender.log_to(ImpressionLog(kafka, serving.impressions, self._recommender.clock_ms))

@@ -18,8 +18,9 @@ class Limits:
         self._streaming, self._serving = streaming, serving
 
     def check_id(self, value: str, pointer: str) -> None:
-        """Refuse an id that is empty or too long."""
+        """Refuse an id that is empty or too long, or that no event could have."""
         _length(value, self._serving.max_id_length, "serving.max_id_length", pointer)
+        _no_nul(value, pointer)
 
     def asks(self, requests: Sequence[RecommendationRequest], request_id: str | None = None) -> list[Ask]:
         """The rankings of a batch; refuse one that is too large, or holds a request out of bounds."""
@@ -75,8 +76,7 @@ class Limits:
                 if value is not None:
                     limit = self._streaming.max_id_length
                     _length(value, limit, "streaming.max_id_length", f"{place}/{name}")
-                    if "\0" in value:
-                        raise InvalidRequestError(f"{place}/{name}", "holds a NUL character; expected text")
+                    _no_nul(value, f"{place}/{name}")
 
     def _check_time(self, time_ms: int, pointer: str) -> None:
         ahead_s, behind_s = self._streaming.max_future_s, self._streaming.max_past_s
@@ -103,6 +103,11 @@ def _length(value: str, limit: int, setting: str, pointer: str) -> None:
         raise InvalidRequestError(
             pointer, f"expected 1 to {limit} characters (setting {setting}), got {len(value)}"
         )
+
+
+def _no_nul(value: str, pointer: str) -> None:
+    if "\0" in value:
+        raise InvalidRequestError(pointer, "holds a NUL character; expected text")
 
 
 def _count(values: Sequence[object], limit: int, setting: str, pointer: str) -> None:

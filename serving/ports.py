@@ -104,6 +104,9 @@ class KafkaSink:
                 value = self._encode(event, event_id)
             except ShapeError as error:
                 raise InvalidRequestError(f"/events/{position}/{error.field}", error.reason) from None
+            except ValueError:
+                place = f"/events/{position}/context"
+                raise InvalidRequestError(place, "holds a number that is not finite; expected JSON") from None
             time_ms = self._time_of(event) if self._shape.uses_record_time else None
             records.append((event.user_id, value, time_ms))
         return await asyncio.to_thread(self._send, ids, records)
@@ -172,7 +175,7 @@ def _id_of(event: NewEvent, place: int) -> str:
 
 
 def _to_json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False).encode()
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
 
 
 class ServePipeline:

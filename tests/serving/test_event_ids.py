@@ -1,10 +1,15 @@
 """An event without an id gets one that a repeated request repeats, so that it counts once."""
 
+import asyncio
 import contextvars
 
+import pytest
+
 from serving import request_id
+from serving.errors import InvalidRequestError
 from serving.models import NewEvent
-from serving.ports import _id_of
+from serving.ports import KafkaSink, _id_of
+from streaming.config import KafkaSettings, Source
 
 EVENT = NewEvent(user_id="anna", item_id="i1", type="view")
 
@@ -29,3 +34,11 @@ def test_other_requests_name_them_otherwise():
     assert ids_of(b"abc", EVENT) != ids_of(b"abd", EVENT)
     assert ids_of(None, EVENT) != ids_of(None, EVENT)
     assert _id_of(EVENT, 0) != _id_of(EVENT, 0)
+
+
+def test_a_number_that_json_cannot_hold_is_refused_by_its_place():
+    sink = KafkaSink(KafkaSettings(), Source(topic="nobody-is-asked"), timeout_s=0.1)
+    endless = EVENT.model_copy(update={"context": {"a": float("inf")}})
+    with pytest.raises(InvalidRequestError) as refused:
+        asyncio.run(sink.produce([EVENT, endless]))
+    assert refused.value.pointer == "/events/1/context"

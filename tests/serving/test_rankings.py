@@ -300,3 +300,9 @@ def test_caps_hold_on_every_page(trained):
         assert not {*ids(first)} & {*ids(second)}
         with pytest.raises(ConflictError):
             one(recommender, user_id="anna", k=4, cursor=first.next)
+
+
+def test_ids_that_no_event_could_have_are_refused(recommender):
+    with serve(recommender) as client:
+        for path in ("/v1/recommendations/a%00b", "/v1/users/a%00b", "/v1/items/a%00b/similar"):
+            assert "NUL" in problem(client.get(path), 422)["detail"]
