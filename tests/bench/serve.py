@@ -80,6 +80,8 @@ def arguments() -> argparse.Namespace:
         "--out", type=Path, default=Path(".bench"), help="folder for worlds, logs, profiles (%(default)s)"
     )
     options = parser.parse_args()
+    if options.keep and (options.quick or options.only != ",".join(PARTS)):
+        parser.error("--keep needs all parts at full length: leave out --only and --quick")
     if options.quick:
         options.rounds, options.seconds, options.events_seconds = 1, 1, 12
     return options
@@ -169,6 +171,7 @@ class Bench:
 
     def rounds(self, targets: dict[str, Target], connections: list[int]) -> list[dict[str, dict[int, Shot]]]:
         """Let the systems take turns; per round and system, a shot by number of connections."""
+        quiet()  # what has just started is still busy with itself
         for target in targets.values():
             shoot(self.generator, target, max(connections), WARM_UP_S)
         found: list[dict[str, dict[int, Shot]]] = []

@@ -2,7 +2,8 @@
 
 Written as one would without Headrace's serving: one route, typed answers, the state from the same store, the forward
 pass, a matrix product, `topk`. It gives the same items in the same order (a test says so), but no reasons, no limits,
-no metrics, and no model is ever swapped.
+no metrics, and no model is ever swapped. The handler computes in the event loop: in a thread pool (`def` instead of
+`async def`) it answered a tenth to a quarter fewer requests/s at 16 connections.
 """
 
 from contextlib import closing

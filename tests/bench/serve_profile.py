@@ -25,7 +25,8 @@ def cpu_us(server: Server, load: Callable[[], Shot]) -> dict[str, float]:
     own = _children_s()
     shot = load()
     used = {name: _cpu_s(processes) - before[name] for name, processes in groups.items()}
-    used = {name: seconds for name, seconds in used.items() if name != "empty"}
+    del used["empty"]
+    used["rest of Ray"] = used.pop("other")
     used["load generator"] = _children_s() - own
     return {name: round(1e6 * seconds / max(1, shot.requests), 1) for name, seconds in used.items()}
 

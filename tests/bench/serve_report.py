@@ -73,7 +73,7 @@ def make_report(
     }
     counted = [
         *(report[name]["errors"] for name in ("headrace", "large")),
-        events and events["errors"] + events["unseen"],
+        events and events["errors"] + events["unseen"] + events["unchanged"],
     ]
     known = [count for count in counted if count is not None]
     report["errors"] = sum(known) if known else None

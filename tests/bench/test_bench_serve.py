@@ -88,6 +88,11 @@ def test_an_event_that_was_never_seen_is_slower_than_all_and_an_error():
     assert make_report([], events=found | {"events_per_s": 1.0}, **ABOUT)["errors"] == 3
 
 
+def test_an_answer_that_an_event_did_not_change_is_an_error():
+    found = figures(Seen([(10.0, 0.1)], [0.01], unchanged=1)) | {"events_per_s": 1.0}
+    assert make_report([], events=found, **ABOUT)["errors"] == 1
+
+
 def test_the_page_keeps_what_others_wrote(tmp_path: Path):
     page = tmp_path / "serving.md"
     page.write_text("# Serving\n\nWords.\n")
