@@ -5,6 +5,7 @@ python -m tests.bench.serve_view           rebuild the plot and docs/serving.md 
 
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,19 +96,16 @@ def page_part(report: Mapping[str, Any]) -> str:
     """What stands between the marks of the documentation's page."""
     box, settings = report["machine"], report["settings"]
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    lines = [
+    about = (
         f"{box['cores']} shared cores ({box['cpu']}), {settings['items']:,} items, {settings['users']:,} users with "
         f"50 events each, another user with each request, one replica; medians of {settings['rounds']} rounds in "
         f"which the systems take turns, {settings['seconds']} s each. Load: {settings['load']} on the same cores. "
-        f"{versions}.",
-        "",
-        "```bash",
-        "make bench-serve",
-        "```",
-        "",
-    ]
+        f"{versions}."
+    )
+    lines = [textwrap.fill(about, 118), "", "```bash", "make bench-serve", "```", ""]
     for title, header, rows in sections(report):
-        lines += [f"### {title}", "", *lines_of(header, rows)]
+        escaped = [[cell.replace("<", "&lt;") for cell in row] for row in rows]
+        lines += [f"### {title}", "", *lines_of(header, escaped)]
     lines += ["![Latency of each system](results/serve/latency.png)", ""]
     return "\n".join(lines)
 
