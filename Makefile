@@ -59,7 +59,7 @@ bench-train: $(READY) ## training targets per second beside RecBole's SASRec
 	@$(BIN)/python -m tests.bench.train $(if $(REPORT),--report $(REPORT))
 
 bench-serve: $(READY) ## milliseconds and requests per second beside an empty Serve app and plain FastAPI
-	@$(BIN)/python -m tests.bench.serve $(if $(REPORT),--report $(REPORT))
+	@$(BIN)/python -m tests.bench.serve --keep $(if $(REPORT),--report $(REPORT))
 
 robustness: $(READY) ## attacks on a model with and without defences: DATASET=folder; SMALL=1 takes minutes
 	@test -n "$(DATASET)" || { echo "name a dataset folder: make robustness DATASET=data/shop"; exit 1; }
