@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     # a request whose replica died before it answered goes to another one; events keep their ids (serving/ports.py)
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:9",  # the discard port: its lines hold whole paths, that is ids
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.ingress.middlewares",
     "RAY_worker_niceness": "0",  # by default 15 for all, and then the learner cannot be nicer than serving
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DEDUP_LOGS": "0",

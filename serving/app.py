@@ -19,6 +19,7 @@ from prometheus_client import Histogram
 from ray import serve
 
 from serving import envelope, request_id
+from serving.application import Application
 from serving.batching import MicroBatcher
 from serving.config import ServingSettings
 from serving.engine import Recommender
@@ -89,7 +90,7 @@ def _histogram(route: str, method: str, status: int) -> Histogram:
 
 def build_app(
     recommender: Recommender, sink: EventSink, pipeline: Pipeline, name_answers: bool = True
-) -> FastAPI:
+) -> Application:
     """Build the application around what it needs; runs under any ASGI server.
 
     Args:
@@ -102,21 +103,26 @@ def build_app(
     window = RequestWindow(settings.stats_window)
     batcher = MicroBatcher(recommender.answer, settings.micro_batch_max, settings.micro_batch_wait_ms / 1000)
     guard = Guard(settings.security, settings.host, settings.admin_api_key, settings.admin_open)
-    app: FastAPI = FastAPIOffline(
+    inside: FastAPI = FastAPIOffline(
         title="Headrace",
         summary="A streaming recommender that keeps learning and refuses to be manipulated.",
         description=_DESCRIPTION,
         version=importlib.metadata.version("headrace"),
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
-    app.include_router(recommendation_routes(recommender, batcher))
-    app.include_router(user_routes(recommender, sink))
-    app.include_router(model_routes(recommender))
-    app.include_router(operation_routes(recommender, pipeline, window))
+    documentation = list(inside.router.routes)
+    inside.include_router(recommendation_routes(recommender, batcher))
+    inside.include_router(user_routes(recommender, sink))
+    inside.include_router(model_routes(recommender))
+    inside.include_router(operation_routes(recommender, pipeline, window))
+    # Serve looks through the routes in order for the name of each request: rankings first, pages for people last
+    routes = [route for route in inside.router.routes if route not in documentation]
+    inside.router.routes[:] = routes + documentation
+    app = Application(inside)
     # inside out
-    app.add_middleware(FastLane, batcher=batcher, limits=recommender.limits, guard=guard)
+    app.surround(FastLane, batcher=batcher, limits=recommender.limits, guard=guard)
     envelope.install(app, guard, settings.security, name_answers)
-    app.add_middleware(Measured, window=window)
+    app.surround(Measured, window=window)
     return app
 
 
@@ -135,7 +141,7 @@ class ApiReplica:
         )
         self._pipeline = ServePipeline(serving.stats_timeout_s)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Application:
         """Called by Serve in the replica, after the constructor."""
         return build_app(self._recommender, self._sink, self._pipeline, name_answers=False)
 
@@ -179,7 +185,7 @@ def api_application(
         health_check_period_s=10,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
-        # Serve's own lines would hold paths, that is ids of users
-        logging_config={"enable_access_log": False},
+        # Serve's own lines would hold paths, that is ids of users; at "INFO" it still makes one for each request
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     return deployment.bind(data_dir, kafka, streaming, serving)

@@ -6,12 +6,12 @@ One pure ASGI layer of about 7 µs a request; a key or a rate adds 4 µs, lookin
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from serving import problems, request_id
+from serving.application import Application
 from serving.errors import OverloadedError
 from serving.security.caller import CALLER
 from serving.security.config import SecuritySettings
@@ -143,22 +143,46 @@ class Envelope:
         return HTTPException(413, f"{expected}, got {seen}")
 
 
-def install(app: FastAPI, guard: Guard, settings: SecuritySettings, name_answers: bool = True) -> None:
+class Explained:
+    """Middleware inside the framework: errors become problem details before the framework makes a page of them."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or lifespan."""
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await problems.answer(scope, error)(scope, receive, send)
+
+
+def install(app: Application, guard: Guard, settings: SecuritySettings, name_answers: bool = True) -> None:
     """Put the envelope around an application, and CORS around that where the settings name origins.
 
-    Its routes are to be `GuardedRoute`s. Middleware added later stands outside.
+    Its routes are to be `GuardedRoute`s. Layers added later stand outside.
 
     Args:
         guard: knows who may ask.
         settings: what `guard` was made from.
         name_answers: see `Envelope`.
     """
-    app.state.guard = guard
-    problems.install(app)
-    document(app, guard)
-    app.add_middleware(Envelope, guard=guard, settings=settings, name_answers=name_answers)
+    app.inside.state.guard = guard
+    problems.install(app.inside)
+    document(app.inside, guard)
+    app.inside.add_middleware(Explained)
+    app.surround(Envelope, guard=guard, settings=settings, name_answers=name_answers)
     if settings.cors_origins:
-        app.add_middleware(
+        app.surround(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),

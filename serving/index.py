@@ -7,6 +7,7 @@ implementation, for larger catalogues.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -85,7 +86,9 @@ class ExactIndex:
                 if one.allowed is not None:
                     scores[~one.allowed] = -np.inf
                 scores[one.excluded] = -np.inf
-                found[place] = best(scores, one.k)
+            borders = _borders(scores_BN, max(wanted[place].k for place in whole)).tolist()
+            for place, scores, border in zip(whole, scores_BN, borders, strict=True):
+                found[place] = _above(scores, border, wanted[place].k)
         return found
 
 
@@ -117,19 +120,29 @@ def best(scores: Floats, k: int) -> tuple[Int64, Floats]:
     computed for, and an order that a reader can check should not. Equal ones stand in ascending row order,
     at the border of the k too.
     """
-    N = len(scores)
+    return _above(scores, float(_borders(scores[None], k)[0]), k)
+
+
+def _borders(scores: Floats, k: int) -> Floats:
+    """(B,) of scores (B, N): not above the k-th highest of each row; -inf where there are not as many.
+
+    The k-th highest of the blocks' maxima is not above the k-th highest score: a border that is cheap to find.
+    """
+    B, N = scores.shape
     if k >= N:
-        rows = np.flatnonzero(np.isfinite(scores))
-        return ordered(rows, scores[rows], k)
-    # The k-th highest of the blocks' maxima is not above the k-th highest score: a border that is cheap to find.
+        return np.full(B, -np.inf, np.float32)
     blocks = N // _BLOCKS
     heads = scores
     if blocks > 4 * k:
-        heads = scores[: blocks * _BLOCKS].reshape(_BLOCKS, blocks).max(axis=0)
-    border = np.partition(heads, len(heads) - k)[len(heads) - k] - 10.0**-_DECIMALS
-    rows = np.flatnonzero(scores >= border)
-    if not np.isfinite(border):
-        rows = np.flatnonzero(np.isfinite(scores))
+        heads = scores[:, : blocks * _BLOCKS].reshape(B, _BLOCKS, blocks).max(axis=1)
+    at = heads.shape[1] - k
+    borders: Floats = np.partition(heads, at, axis=1)[:, at] - np.float32(10.0**-_DECIMALS)
+    return borders
+
+
+def _above(scores: Floats, border: float, k: int) -> tuple[Int64, Floats]:
+    """The k best of the finite scores that are not below the border, as `best` gives them."""
+    rows = np.flatnonzero(scores >= border if isfinite(border) else np.isfinite(scores))
     return ordered(rows, scores[rows], k)
 
 

@@ -1,9 +1,10 @@
 """Requests and answers of the HTTP API, as they stand in the OpenAPI document.
 
-Answers are validated as they are built, on the hot path too: ten items cost some 10 µs, and what is sent is
-then what the documentation shows.
+Answers are validated as they are built, but for the items of a list: ten plain dataclasses save some 10 µs of a
+request, and what fills them is typed.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -119,23 +120,30 @@ class Contribution(Answer):
     text: str = Field(description="the same in words")
 
 
-class RecommendedItem(Answer):
+@dataclass(slots=True)
+class RecommendedItem:
     """An item and why it is there."""
 
     item_id: str
     title: str
-    score: float = Field(
-        description="model: scale · cosine of user and item, and what rules add; popular: share of recent events"
-    )
+    score: Annotated[
+        float,
+        Field(
+            description="model: scale · cosine of user and item, and what rules add; popular: share of recent events"
+        ),
+    ]
     reasons: list[str]
-    propensity: float | None = Field(
-        None,
-        exclude_if=_absent,
-        description="probability that exploration shows this item here; absent without exploration",
-    )
-    explanation: list[Contribution] | None = Field(
-        None, exclude_if=_absent, description="events that moved the item most, with explain=true"
-    )
+    propensity: Annotated[
+        float | None,
+        Field(
+            exclude_if=_absent,
+            description="probability that exploration shows this item here; absent without exploration",
+        ),
+    ] = None
+    explanation: Annotated[
+        list[Contribution] | None,
+        Field(exclude_if=_absent, description="events that moved the item most, with explain=true"),
+    ] = None
 
 
 class ModelState(Answer):

@@ -60,29 +60,23 @@ def reasons(
     readable = told[::-1]  # newest first: it wins ties
     vectors = snapshot.vectors
     likeness = vectors[rows] @ vectors[history_rows[readable]].T  # (k, n)
-    nearest = likeness.argmax(axis=1)
-    events = readable[nearest]
-    rows_of_events = history_rows[events]
-    alike = np.take_along_axis(likeness, nearest[:, None], axis=1)[:, 0] > 0
-    new = snapshot.table.learned_rows[rows] < 0 if snapshot.model is not None else np.zeros(len(rows), bool)
-    deeds = {event: deed(history, event, event_types) for event in set(events.tolist())}
+    events = readable[likeness.argmax(axis=1)].tolist()
+    alike = (likeness.max(axis=1) > 0).tolist()
+    new = (
+        (snapshot.table.learned_rows[rows] < 0).tolist()
+        if snapshot.model is not None
+        else [False] * len(rows)
+    )
+    said: dict[int, tuple[int, str, str]] = {}  # by event: its row, why it is shown itself, why others are
+    for event in set(events):
+        row = int(history_rows[event])
+        done = deed(history, event, event_types)
+        said[event] = row, f"you {done}", f"similar to {titles[row]}, which you {done}"
     explained = []
-    for event, of_event, same, is_alike, is_new in zip(
-        events.tolist(),
-        rows_of_events.tolist(),
-        (rows_of_events == rows).tolist(),
-        alike.tolist(),
-        new.tolist(),
-        strict=True,
-    ):
-        said = ["new item, matched by its text"] if is_new else []
-        if same:
-            said.append(f"you {deeds[event]}")
-        elif is_alike:
-            said.append(f"similar to {titles[of_event]}, which you {deeds[event]}")
-        else:
-            said.append(_UNTOLD)
-        explained.append(said)
+    for row, event, is_alike, is_new in zip(rows.tolist(), events, alike, new, strict=True):
+        of_event, same, similar = said[event]
+        why = same if of_event == row else similar if is_alike else _UNTOLD
+        explained.append(["new item, matched by its text", why] if is_new else [why])
     return explained
 
 

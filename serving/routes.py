@@ -72,6 +72,30 @@ def recommendation_routes(recommender: Recommender, batcher: MicroBatcher) -> AP
             return answered
         return await batcher.ask(ask)
 
+    @router.get(
+        "/v1/recommendations/{user_id:path}",
+        summary="Rank items for a user",
+        responses=describe(409, 422) | {304: {"description": "what the caller has is still so"}},
+        response_model=Recommendations,
+        openapi_extra=READ,
+    )
+    async def recommend(
+        user_id: UserId,
+        query: Annotated[RecommendationQuery, Query()],
+        if_none_match: Annotated[
+            str | None, Header(description="`ETag` of an answer that the caller has")
+        ] = None,
+    ) -> Response:
+        """The best items for this user now, each with the reason it is there.
+
+        `model` and `state` say what the answer was made from: the bundle's version and age, and the offset
+        and age of the newest event of this user that it knows. A user nobody has seen gets what is popular.
+        `next`, if there is one, asks for the next page of the same list; a list that has changed in between
+        (a new event, model or catalogue) answers 409.
+        """
+        ask = Ask.by_query(user_id, query, request_id.current(), if_none_match)
+        return rendered(await ranked(ask))
+
     @router.post(
         "/v1/recommendations",
         summary="Rank items for several users or sessions at once",
@@ -104,30 +128,6 @@ def recommendation_routes(recommender: Recommender, batcher: MicroBatcher) -> AP
         Items that are not in the catalogue, have no vector yet or do not meet the filter are listed as `unknown`.
         """
         return rendered(await ranked(Ask.by_candidates(body, request_id.current())))
-
-    @router.get(
-        "/v1/recommendations/{user_id:path}",
-        summary="Rank items for a user",
-        responses=describe(409, 422) | {304: {"description": "what the caller has is still so"}},
-        response_model=Recommendations,
-        openapi_extra=READ,
-    )
-    async def recommend(
-        user_id: UserId,
-        query: Annotated[RecommendationQuery, Query()],
-        if_none_match: Annotated[
-            str | None, Header(description="`ETag` of an answer that the caller has")
-        ] = None,
-    ) -> Response:
-        """The best items for this user now, each with the reason it is there.
-
-        `model` and `state` say what the answer was made from: the bundle's version and age, and the offset
-        and age of the newest event of this user that it knows. A user nobody has seen gets what is popular.
-        `next`, if there is one, asks for the next page of the same list; a list that has changed in between
-        (a new event, model or catalogue) answers 409.
-        """
-        ask = Ask.by_query(user_id, query, request_id.current(), if_none_match)
-        return rendered(await ranked(ask))
 
     @router.get(
         "/v1/items/{item_id:path}/similar",

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
 
+from serving.application import Application
 from serving.envelope import install
 from serving.security.caller import caller_of
 from serving.security.config import ApiKey, SecuritySettings
@@ -48,7 +49,7 @@ class Note(BaseModel):
     text: str
 
 
-def small_app(settings: SecuritySettings, guard: Guard | None = None) -> FastAPI:
+def small_app(settings: SecuritySettings, guard: Guard | None = None) -> Application:
     """One route per scope, one that is open, one that waits for `app.state.go`, one that breaks."""
     app = FastAPI()
     app.state.go, app.state.waiting = asyncio.Event(), threading.Semaphore(0)
@@ -86,8 +87,9 @@ def small_app(settings: SecuritySettings, guard: Guard | None = None) -> FastAPI
         return "ok"
 
     app.include_router(router)
-    install(app, guard or Guard(settings), settings)
-    return app
+    whole = Application(app)
+    install(whole, guard or Guard(settings), settings)
+    return whole
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:

@@ -150,12 +150,12 @@ def test_what_is_more_than_a_replica_takes_on_is_told_to_come_back():
     with served(app) as client, ThreadPoolExecutor(2) as pool:
         busy = [pool.submit(client.get, "/v1/slow") for _ in range(2)]
         for _ in busy:
-            assert app.state.waiting.acquire(timeout=10)
+            assert app.inside.state.waiting.acquire(timeout=10)
         answer = client.get("/v1/read/anna")
         assert "2 requests" in problem(answer, 503)["detail"]
         assert answer.headers["retry-after"] == "1"
         assert client.get("/healthz").status_code == 200  # a probe must not take the replica for dead
-        app.state.loop.call_soon_threadsafe(app.state.go.set)
+        app.inside.state.loop.call_soon_threadsafe(app.inside.state.go.set)
         assert [request.result().status_code for request in busy] == [200, 200]
         assert client.get("/v1/read/anna").status_code == 200
 

@@ -28,6 +28,10 @@ CANARY = CanarySettings(
     enabled=True, shares=(0.1, 0.5), stage_s=60, min_requests=20, patience_s=600, latency_slack_ms=1
 )
 
+PATIENT = CANARY.model_copy(
+    update={"latency_slack_ms": 60_000}
+)  # real rankings, on a machine that may be busy
+
 
 # --- who gets what ---------------------------------------------------------------------------------------
 
@@ -437,7 +441,7 @@ class Clock:
 def canary(trained):
     """A world where `v1` has settled, its registry, a watch over it, and the clock of that."""
     registry, clock = Registry(trained.data_dir / "models"), Clock()
-    watch = CanaryWatch(registry, CANARY, clock)
+    watch = CanaryWatch(registry, PATIENT, clock)
     watch.look()
     trained.train("v2", seed=1)
     return trained, registry, watch, clock
@@ -518,7 +522,7 @@ def test_a_version_that_no_replica_can_load_is_taken_back_after_a_second_try(can
 def test_a_new_supervisor_goes_on_where_the_old_one_ended(canary):
     _, registry, watch, clock = canary
     watch.look()
-    again = CanaryWatch(registry, CANARY, clock)
+    again = CanaryWatch(registry, PATIENT, clock)
     again.look()
     assert again.status()["candidate"] == "v2"
     assert again.status() == watch.status()
