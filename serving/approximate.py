@@ -2,7 +2,8 @@
 
 Among 100,000 items a query takes a fifth of exact search's time, at a recall that was measured when the bundle was
 made (`training.item_index`). Items that came after the bundle, and items whose scores a rule raises, are scored one
-by one; so is everything when a filter leaves few items, since then that is faster, and exact.
+by one; so is everything when a filter leaves few items, since then that is faster, and exact. The same holds for
+queries that come together: the index takes 0.5 ms for each of them, one matrix product 0.3 ms.
 """
 
 from collections.abc import Sequence
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from serving.index import Wanted, among
+from serving.index import ExactIndex, Wanted, among
 from serving.items import Bools, ItemTable
 from serving.user_encoder import Floats
 from streaming.hashing import UInt64
 from streaming.rows import Int64
 
 _FEW = 20_000  # rows that are scored one by one about as fast as the index is searched
+_TOGETHER = 5  # queries that are scored together about as fast as the index is searched for each of them
 _SPARE = 64  # results asked for beyond those wanted, for what may turn out not to be shown
 _TRIES = 3  # each asking for four times as many
 
@@ -45,11 +47,14 @@ class ApproximateIndex:
         self._index: Any = faiss.read_index(str(path))
         self._vectors, self._eligible, self._table = vectors, eligible, table
         self._scale = np.float32(scale)
+        self._exact = ExactIndex(vectors, eligible, scale)
         self._fresh = np.flatnonzero(eligible & ~bundled)
         self._eligible_rows = np.flatnonzero(eligible)
 
     def search(self, queries: Floats, wanted: Sequence[Wanted]) -> list[tuple[Int64, Floats]]:
         """See `serving.index.Index.search`."""
+        if sum(one.among is None for one in wanted) >= _TOGETHER:
+            return self._exact.search(queries, wanted)
         found: list[tuple[Int64, Floats] | None] = [
             self._exactly(query, one) for query, one in zip(queries, wanted, strict=True)
         ]

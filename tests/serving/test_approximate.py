@@ -39,6 +39,12 @@ def both(catalogue, eligible):
     return found, ExactIndex(vectors, eligible, 4.0)
 
 
+def by_index(approximate, queries, wanted):
+    """Few at a time: more together are scored exactly."""
+    pairs = [slice(start, start + 2) for start in range(0, len(queries), 2)]
+    return [found for pair in pairs for found in approximate.search(queries[pair], wanted[pair])]
+
+
 def test_the_best_hundred_are_found_but_for_two(catalogue):
     *_, recall = catalogue
     assert recall >= 0.98
@@ -47,12 +53,23 @@ def test_the_best_hundred_are_found_but_for_two(catalogue):
     wanted = [Wanted(100, NOTHING)] * len(queries)
     hits = []
     for (rows, scores), (best, true) in zip(
-        approximate.search(queries, wanted), exact.search(queries, wanted), strict=True
+        by_index(approximate, queries, wanted), exact.search(queries, wanted), strict=True
     ):
         hits.append(len(np.intersect1d(rows, best)) / 100)
         assert (np.diff(scores) <= 0).all()
         assert scores[0] == pytest.approx(true[0], abs=1e-3)
-    assert np.mean(hits) >= 0.98
+    assert 0.98 <= np.mean(hits) < 1  # the index did it
+
+
+def test_queries_that_come_together_are_scored_exactly(catalogue):
+    approximate, exact = both(catalogue, np.arange(N) % 3 != 0)
+    queries = clustered(16, 11)
+    wanted = [Wanted(100, np.arange(50))] * 15 + [Wanted(5, NOTHING, among=np.arange(40))]
+    for (rows, scores), (best, true) in zip(
+        approximate.search(queries, wanted), exact.search(queries, wanted), strict=True
+    ):
+        assert np.array_equal(rows, best)
+        assert np.array_equal(scores, true)
 
 
 def test_what_may_not_be_shown_is_not_and_what_is_new_is(catalogue):
@@ -63,7 +80,7 @@ def test_what_may_not_be_shown_is_not_and_what_is_new_is(catalogue):
     fresh = N - 50 + (eligible[N - 50] == 0)
     queries[0] = approximate._vectors[fresh]
     for query, (rows, _) in zip(
-        queries, approximate.search(queries, [Wanted(10, excluded)] * 20), strict=True
+        queries, by_index(approximate, queries, [Wanted(10, excluded)] * 20), strict=True
     ):
         assert len(rows) == 10
         assert eligible[rows].all()
@@ -74,7 +91,7 @@ def test_what_may_not_be_shown_is_not_and_what_is_new_is(catalogue):
     narrow = [Wanted(10, NOTHING, allowed=allowed), Wanted(5, NOTHING, among=np.arange(40))] * 10
     assert all(
         np.array_equal(a[0], b[0])
-        for a, b in zip(approximate.search(queries, narrow), exact.search(queries, narrow), strict=True)
+        for a, b in zip(by_index(approximate, queries, narrow), exact.search(queries, narrow), strict=True)
     )
 
 
