@@ -5,6 +5,7 @@ list fit together. Diversity comes first; epsilon exploration draws from its ord
 Rules have the last word: pins stand where they are pinned, and what a cap holds back stands in a later page.
 """
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,12 @@ class Arranger:
         self._settings = settings
         self._book = RuleBook(settings.rules)
         self._explores = settings.exploration.kind != "off"
+
+    def prepare(self, snapshot: Snapshot, before: Snapshot | None) -> None:
+        """Build what rules need of a new snapshot, and the columns that filters asked for in the one before."""
+        if before is not None:
+            snapshot.columns.warm(before.columns)
+        self.rules(snapshot, time.time())
 
     def rules(self, snapshot: Snapshot, now_s: float) -> CompiledRules:
         """The rules of now, epoch s, over the items of a snapshot."""

@@ -74,7 +74,9 @@ class Recommender:
         self._impressions: ImpressionLog | None = None
         self._snapshot: Snapshot
         self.live = Live(self._rank, data_dir / "models", serving.shadow)
-        self.refresher = Refresher(data_dir, streaming, serving, self._publish, self.live, serving.canary)
+        self.refresher = Refresher(
+            data_dir, streaming, serving, self._publish, self.live, serving.canary, self._arranger.prepare
+        )
         self.refresher.refresh()  # the first look always publishes
 
     def start(self) -> "Recommender":

@@ -55,6 +55,7 @@ class Refresher:
         publish: takes each new snapshot of the main model.
         live: takes all that is live; without it, experiments and canaries are left aside.
         canary: settings of canaries.
+        prepare: does ahead what a request would have to wait for; gets a new snapshot and the main one before it.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Refresher:
         publish: Callable[[Snapshot], None],
         live: Live | None = None,
         canary: CanarySettings | None = None,
+        prepare: Callable[[Snapshot, Snapshot | None], None] | None = None,
     ) -> None:
+        self._prepare = prepare
         self._settings, self._event_types = serving, streaming.event_types
         self._publish, self._live, self._canary = publish, live, canary or CanarySettings()
         self._registry = Registry(data_dir / "models")
@@ -130,10 +133,13 @@ class Refresher:
         if model is not None and model.bundle.encoder is not None:
             # vectors of another text encoder would mean nothing to this model; the cataloguer is on its way
             catalog = catalog.of_encoder(model.bundle.encoder.fingerprint)
-        return build(catalog, model, self._windows.shares(), self._event_types), catalog.version
+        snapshot = build(catalog, model, self._windows.shares(), self._event_types)
+        if self._prepare is not None:
+            self._prepare(snapshot, self._main)
+        return snapshot, catalog.version
 
     def _load(self, version: str) -> Learned:
-        return Learned.of(load_bundle(self._registry.path(version)))
+        return Learned.of(load_bundle(self._registry.path(version)), self._settings.threads)
 
     def _must_wait(self, version: str) -> bool:
         return version in self._failed and time.monotonic() < self._failed[version].retry_at

@@ -179,6 +179,17 @@ def test_a_new_item_is_servable_from_its_text(trained, recommender):
     assert "fresh" in [i.item_id for i in recommender.similar("i5", 20).items]
 
 
+def test_what_filters_asked_for_is_built_before_a_new_snapshot_serves(trained, recommender):
+    recommender.recommend_batch([RecommendationRequest(user_id="anna", filter='title = "x"')])
+    before = recommender._snapshot.columns
+    assert "title" in before._built_in
+    trained.elsewhere("publish", {"item_id": "fresh", "title": "Fresh"})
+    assert recommender.refresher.refresh()
+    after = recommender._snapshot.columns
+    assert after is not before
+    assert set(before._built_in) <= set(after._built_in)
+
+
 def test_an_event_on_a_new_item_is_read_from_its_text(trained):
     trained.publish({"item_id": "fresh", "title": "Fresh"})
     trained.happen(event("emil", "fresh", 3), offset=3)
