@@ -13,7 +13,6 @@ from serving import request_id
 from serving.ask import Ask
 from serving.batching import MicroBatcher
 from serving.limits import Limits
-from serving.routes import rendered
 from serving.security.caller import caller_of
 from serving.security.guard import Guard
 
@@ -56,13 +55,11 @@ class FastLane:
             user_id = scope["path"][len(_PREFIX) :]
             if plain and user_id:
                 scope["route"] = _ROUTE
-                await self._recommend(user_id, plain[1], scope, receive, send)
+                await self._recommend(user_id, plain[1], scope, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _recommend(
-        self, user_id: str, k: bytes | None, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _recommend(self, user_id: str, k: bytes | None, scope: Scope, send: Send) -> None:
         self._guard.require(caller_of(scope), "read")
         known = next(
             (value.decode("latin-1") for name, value in scope["headers"] if name == b"if-none-match"), None
@@ -75,5 +72,11 @@ class FastLane:
             tags=known,
         )
         self._limits.check_ask(ask)
-        answer = rendered(await self._batcher.ask(ask))
-        await answer(scope, receive, send)
+        answered = await self._batcher.ask(ask)
+        headers = [(b"etag", answered.tag.encode())] if answered.tag else []
+        body, status = b"", 304
+        if answered.body is not None:
+            body, status = answered.body.__pydantic_serializer__.to_json(answered.body), 200
+            headers += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
