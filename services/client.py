@@ -1,4 +1,4 @@
-"""A small HTTP client of the API for the replay: keep-alive, hard time-outs, and every latency kept.
+"""HTTP clients of the API: one for the commands, and one for the replay, which keeps every latency.
 
 A replay makes tens of requests a second for minutes, so keeping each latency (8 bytes) is cheap and gives
 exact percentiles; a histogram would have to guess inside its buckets.
@@ -15,10 +15,36 @@ import httpx
 import numpy as np
 
 from services.errors import ApiError
+from services.settings import Settings
 
-__all__ = ["Answer", "ApiClient", "ApiError", "Percentiles", "Values"]
+__all__ = ["Answer", "ApiClient", "ApiError", "Percentiles", "Values", "base_url", "open_api"]
 
 _STATS_TIMEOUT_S = 10.0  # it waits for the pipeline's actors
+
+
+def base_url(settings: Settings) -> str:
+    """Where the API of these settings is, as seen from its own machine."""
+    host = "127.0.0.1" if settings.serving.host == "0.0.0.0" else settings.serving.host
+    return f"http://{host}:{settings.serving.port}"
+
+
+def open_api(
+    settings: Settings, url: str | None = None, key: str | None = None, timeout_s: float = _STATS_TIMEOUT_S
+) -> httpx.Client:
+    """A connection of a command to the running Headrace.
+
+    Args:
+        url: where its API is; None: as the settings say.
+        key: what the caller shows; None: `serving.admin_api_key`, where that is set. Keys that the settings name by
+            their hash only have to be given.
+        timeout_s: longest wait for the next sign of life.
+    """
+    admin = settings.serving.admin_api_key
+    shown = key or (admin.get_secret_value() if admin is not None else None)
+    headers = {"X-API-Key": shown} if shown else {}
+    return httpx.Client(
+        base_url=url or base_url(settings), headers=headers, timeout=timeout_s, trust_env=False
+    )
 
 
 @dataclass(frozen=True)

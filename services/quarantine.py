@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from services.client import open_api
 from services.settings import Settings
 from serving.errors import UnavailableError
 from serving.ports import KafkaSink
@@ -228,18 +229,16 @@ class Eraser:
     """Asks the stream to forget users, and sees whether it has.
 
     Args:
-        url: where the API is; None: as the settings say.
+        url, key: see `services.client.open_api`.
     """
 
-    def __init__(self, settings: Settings, url: str | None = None) -> None:
+    def __init__(self, settings: Settings, url: str | None = None, key: str | None = None) -> None:
         self._settings = settings
         self._reader = StateReader(settings.data_dir / "state", settings.streaming)
         self._sink = KafkaSink(
             settings.kafka, settings.streaming.sources[0], settings.kafka.request_timeout_s, self._clock_ms
         )
-        host = "127.0.0.1" if settings.serving.host == "0.0.0.0" else settings.serving.host
-        base = url or f"http://{host}:{settings.serving.port}"
-        self._http = httpx.Client(base_url=base, timeout=_REQUEST_TIMEOUT_S, trust_env=False)
+        self._http = open_api(settings, url, key, _REQUEST_TIMEOUT_S)
 
     def _clock_ms(self) -> int:
         newest = self._reader.newest_ms() if self._settings.serving.stream_clock else None

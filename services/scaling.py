@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from services.client import open_api
 from services.errors import ApiError
 from services.settings import Settings
 
@@ -13,9 +14,17 @@ _REQUEST_TIMEOUT_S = 15.0
 
 
 def change_scale(
-    settings: Settings, url: str | None, shard_actors: int | None, ingestors: int | None, timeout_s: float
+    settings: Settings,
+    url: str | None,
+    key: str | None,
+    shard_actors: int | None,
+    ingestors: int | None,
+    timeout_s: float,
 ) -> tuple[tuple[int, int], tuple[int, int], float]:
     """Change the numbers of actors and wait until the layout is what was asked for.
+
+    Args:
+        url, key: see `services.client.open_api`.
 
     Returns:
         (shard actors, ingestors) before and after, and the seconds it took.
@@ -24,11 +33,7 @@ def change_scale(
         ApiError: the API cannot be reached, or refused; the message holds its reason.
         TimeoutError: it did not settle in time.
     """
-    host = "127.0.0.1" if settings.serving.host == "0.0.0.0" else settings.serving.host
-    key = settings.serving.admin_api_key
-    headers = {"X-API-Key": key.get_secret_value()} if key is not None else {}
-    base = url or f"http://{host}:{settings.serving.port}"
-    with httpx.Client(base_url=base, headers=headers, timeout=_REQUEST_TIMEOUT_S) as http:
+    with open_api(settings, url, key, _REQUEST_TIMEOUT_S) as http:
         before = _layout(http)
         started = time.monotonic()
         wanted = {"shard_actors": shard_actors, "ingestors": ingestors}
@@ -41,7 +46,7 @@ def change_scale(
                 break
             if time.monotonic() - started > timeout_s:
                 raise TimeoutError(
-                    f"the layout is {now} after {timeout_s:.0f} s; see `problems` in {base}/v1/stats"
+                    f"the layout is {now} after {timeout_s:.0f} s; see `problems` in {http.base_url}/v1/stats"
                 )
             time.sleep(_POLL_S)
     after = now["shard_actors"], now["ingestors"]

@@ -20,6 +20,20 @@ SettingsOption = Annotated[
     typer.Option("--settings", help="Settings file; default: headrace.toml here, if there is one."),
 ]
 
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", help="Where the API of the running Headrace is; default: as the settings say."),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="HEADRACE_API_KEY",
+        help="API key with scope admin; default: serving.admin_api_key. Better in the environment: others on this "
+        "machine can read a command line.",
+    ),
+]
+
 OutOption = Annotated[Path | None, typer.Option(help="Write all figures to this JSON file.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
 CacheOption = Annotated[Path, typer.Option(help="Text vectors, models, and what can be taken up again.")]

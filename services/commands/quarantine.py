@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from services.commands import SettingsOption, fail, load
+from services.commands import KeyOption, SettingsOption, UrlOption, fail, load
 
 if TYPE_CHECKING:
     from services.quarantine import Case, Quarantine
@@ -154,10 +154,8 @@ def purge(
     yes: _Yes = False,
     note: _Note = "",
     by: _By = None,
-    url: Annotated[
-        str | None,
-        typer.Option(help="Where the API of the running Headrace is; default: as the settings say."),
-    ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
     timeout: Annotated[float, typer.Option(min=0, help="Longest wait for the erasure, seconds.")] = 60.0,
     as_json: _Json = False,
 ) -> None:
@@ -178,7 +176,7 @@ def purge(
         names = _names(loaded, quarantine, cases, users)
         unknown = [case for case in cases if case.user not in names]
         known = [case for case in cases if case.user in names]
-        with Eraser(loaded, url) as eraser:
+        with Eraser(loaded, url, key) as eraser:
             requests = []
             for case in known:
                 requests.append(eraser.forget(names[case.user]))
