@@ -1,13 +1,14 @@
 """The metrics of a serving replica, each defined once, and the rolling window behind `/v1/stats`.
 
-They live in this process's default registry; behind a load balancer each replica is to be scraped itself.
+`streaming.meters` says where they are kept: under Ray the exporter of the node adds up those of all replicas.
 """
 
 import threading
 from collections import deque
 
 import numpy as np
-from prometheus_client import Counter, Gauge, Histogram
+
+from streaming.meters import MOMENT, Counter, Gauge, Histogram, present, since
 
 # A request takes about 2 ms; buckets are narrow there, and reach to the time-out where things go wrong.
 _REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -26,11 +27,22 @@ STAGE_SECONDS = Histogram(
     ("stage",),
     buckets=_STAGE_BUCKETS,
 )
-MODEL_INFO = Gauge("headrace_model_info", "1 for the model that answers now", ("version", "kind"))
-MODEL_AGE_SECONDS = Gauge(
-    "headrace_model_age_seconds", "Since the serving bundle was made; NaN without a model"
+MODEL_INFO = Gauge(
+    "headrace_model_info",
+    "1 for each model that answers now; several while replicas swap",
+    ("version", "kind"),
+    multiprocess_mode="livemax",
 )
-ITEMS = Gauge("headrace_items_servable", "Items that can be recommended now")
+MODEL_AGE_SECONDS = Gauge(
+    "headrace_model_age_seconds",
+    "Since the bundle in service was made, the oldest of all replicas; none without a model",
+    multiprocess_mode=MOMENT,
+)
+ITEMS = Gauge(
+    "headrace_items_servable",
+    "Items that can be recommended now, by the replica that knows the most",
+    multiprocess_mode="livemax",
+)
 SWAPS = Counter("headrace_model_swaps", "Models this replica has taken into service")
 LOAD_FAILURES = Counter(
     "headrace_model_load_failures", "Bundles that could not be loaded; the old one stayed"
@@ -40,10 +52,16 @@ RANKINGS = Counter("headrace_rankings", "Rankings made", ("source",))
 PRODUCED = Counter("headrace_events_accepted", "Events accepted over HTTP and acknowledged by the broker")
 
 
-def show_model(version: str | None, kind: str) -> None:
-    """Make `headrace_model_info` name one model only."""
-    MODEL_INFO.clear()
-    MODEL_INFO.labels(version or "none", kind).set(1)
+def show_model(version: str | None, kind: str, created_at: float | None = None) -> None:
+    """Make `headrace_model_info` name one model only, and show its age.
+
+    Args:
+        version: of its bundle; None without one. kind: trained or popular.
+        created_at: when it was made, epoch s.
+    """
+    present(MODEL_INFO, {(version or "none", kind): 1})
+    if created_at is not None:
+        since(MODEL_AGE_SECONDS, created_at)
 
 
 class RequestWindow:

@@ -1,6 +1,10 @@
-"""Metrics of experiments and impressions; labels are names of plans, which are few and end with them."""
+"""Metrics of experiments and impressions; labels are names of plans, which are few.
 
-from prometheus_client import Counter, Gauge, Histogram
+Where an experiment ends its share goes at once. What was counted of its arms goes too or, where processes keep their
+metrics in files, stays.
+"""
+
+from streaming.meters import Counter, Gauge, Histogram, folder, present, retire
 
 # as headrace_stage_duration_seconds, and up to where a broken model would stand
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -10,6 +14,7 @@ ARM_SHARE = Gauge(
     "headrace_experiment_share",
     "Share of users of an arm, now; of requests for a shadow",
     ("experiment", "arm"),
+    multiprocess_mode="livemax",
 )
 ARM_RANKINGS = Counter("headrace_experiment_rankings", "Rankings asked of an arm", ("experiment", "arm"))
 ARM_FAILURES = Counter(
@@ -24,7 +29,9 @@ ARM_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 EXPERIMENTS_OFF = Gauge(
-    "headrace_experiments_off", "Plans that this replica cannot carry out; /v1/stats says why"
+    "headrace_experiments_off",
+    "Plans that a replica cannot carry out, of the replica with the most; /v1/stats says why",
+    multiprocess_mode="livemax",
 )
 SHADOW_OVERLAP = Histogram(
     "headrace_shadow_overlap", "Share of the ten items shown that the shadow shows too", buckets=_SHARES
@@ -46,16 +53,22 @@ def show_arms(shares: dict[tuple[str, str], float], off: int) -> None:
     Args:
         shares: by experiment and arm. off: plans that cannot be carried out.
     """
-    present = {labels for metric in ARM_SHARE.collect() for labels in _labels(metric.samples)}
-    for labels in present - set(shares):
-        for family in (ARM_SHARE, ARM_RANKINGS, ARM_FAILURES, ARM_SECONDS):
-            family.remove(*labels)
-    for labels, share in shares.items():
-        ARM_SHARE.labels(*labels).set(share)
-        for family in (ARM_RANKINGS, ARM_FAILURES, ARM_SECONDS):
+    counted = (ARM_RANKINGS, ARM_FAILURES, ARM_SECONDS)
+    if folder() is None:
+        for labels in _arms() - set(shares):
+            for family in counted:
+                retire(family, *labels)
+    present(ARM_SHARE, shares)
+    for labels in shares:
+        for family in counted:
             family.labels(*labels)  # a zero that is told
     EXPERIMENTS_OFF.set(off)
 
 
-def _labels(samples: list) -> set[tuple[str, str]]:  # type: ignore[type-arg]
-    return {(sample.labels["experiment"], sample.labels["arm"]) for sample in samples}
+def _arms() -> set[tuple[str, ...]]:
+    """Experiment and arm of what is shown."""
+    return {
+        (sample.labels["experiment"], sample.labels["arm"])
+        for metric in ARM_SHARE.collect()
+        for sample in metric.samples
+    }

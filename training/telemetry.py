@@ -1,0 +1,37 @@
+"""The metrics of training, each defined once. Rank 0 fills them in; labels are names that the code has."""
+
+from streaming.meters import Counter, Gauge, Histogram
+
+# A step of a small model on one core takes ten milliseconds, one of a large model with a text tower seconds.
+_STEP = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+STEP_SECONDS = Histogram(
+    "headrace_training_step_duration_seconds", "Duration of one optimiser step", buckets=_STEP
+)
+LOSS = Gauge(
+    "headrace_training_loss",
+    "Loss of the newest step; part: clean, adversarial, or total, the mix that was trained",
+    ("part",),
+    multiprocess_mode="livemostrecent",
+)
+ROWS_PER_SECOND = Gauge(
+    "headrace_training_rows_per_second",
+    "Histories trained on per second, over the newest steps",
+    multiprocess_mode="livemostrecent",
+)
+WINDOWS = Counter(
+    "headrace_training_windows",
+    "Windows the learner has done with; skipped: nothing in them could be learned from",
+    ("outcome",),
+)
+VERDICTS = Counter(
+    "headrace_gate_verdicts",
+    "Candidates by the gate's verdict and what decided it",
+    ("verdict", "reason"),
+)
+QUARANTINED = Gauge(
+    "headrace_quarantined_users",
+    "Users of the newest screened window who are held in quarantine",
+    multiprocess_mode="livemostrecent",
+)
+SCREENED = Counter("headrace_screened_users", "Users of screened windows, by verdict", ("verdict",))
