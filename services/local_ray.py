@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
             "HEADRACE_RAY_SESSION": str(session),
         }
     )
+    haproxy = Path(sys.executable).with_name("headrace-haproxy")
+    if haproxy.exists():
+        os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(haproxy))
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     import ray
 

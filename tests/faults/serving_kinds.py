@@ -31,7 +31,7 @@ class Faults:
             "model_swap": self._swap,
             "replica_kill": self._kill_replica,
             "replica_hang": self._hang_replica,
-            "scale_down": self._scale_down,
+            "rolling_update": self._roll,
             "shard_kill": self._kill_shard,
             "broker_loss": self._lose_broker,
             "damaged_bundle": self._damage_bundle,
@@ -59,11 +59,11 @@ class Faults:
         kill(victim)
         return self._another_than(before)
 
-    def _scale_down(self) -> Sign:
-        """It ends as when there are too many: it drains, and goes."""
+    def _roll(self) -> Sign:
+        """All replicas are replaced by ones with another setting."""
         before = self._system.replicas()
-        self._system.retire_replica()
-        return self._another_than(before)
+        self._system.roll()
+        return lambda: len(now := self._system.replicas()) == REPLICAS and not now & before
 
     def _another_than(self, before: set[int]) -> Sign:
         def seen() -> bool:

@@ -149,14 +149,17 @@ class System:
         """Process ids of the API's replicas."""
         return _processes("ray::ServeReplica:api:")
 
-    def retire_replica(self) -> None:
-        """Have Serve stop a replica as when it scales down; it then starts another, as two are wanted."""
-        import ray
-        from ray.serve._private.common import DeploymentID
-        from ray.serve.context import _get_global_client
+    def roll(self) -> None:
+        """Change a setting of the API: Serve starts new replicas and ends the old ones, which drain first."""
+        from ray import serve
 
-        controller = _get_global_client()._controller
-        ray.get(controller._stop_one_running_replica_for_testing.remote(DeploymentID("Api", "api")))
+        from serving.app import api_application
+
+        serving = self.settings.serving
+        serving = serving.model_copy(update={"stats_window": serving.stats_window + 1})
+        self.settings = self.settings.model_copy(update={"serving": serving})
+        parts = self.settings.data_dir, self.settings.kafka, self.settings.streaming, serving
+        serve.run(api_application(*parts), name="api", route_prefix="/")
 
     def is_whole(self) -> bool:
         """Whether all replicas answer with one model, all shards are hosted and no problem is told of."""
