@@ -11,6 +11,7 @@ from rich.console import Console
 
 from services.commands import SettingsOption, fail
 from services.commands.attack import app as attack_app
+from services.commands.dashboards import dashboards
 from services.commands.dlq import app as dlq_app
 from services.commands.doctor import doctor
 from services.commands.evaluate import evaluate
@@ -39,6 +40,7 @@ app.add_typer(experiment_app, name="experiment")
 app.add_typer(keys_app, name="keys")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(snapshots, name="snapshots")
+app.command()(dashboards)
 app.command()(doctor)
 app.command()(evaluate)
 app.command()(robustness)
