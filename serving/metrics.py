@@ -60,8 +60,7 @@ def show_model(version: str | None, kind: str, created_at: float | None = None) 
         created_at: when it was made, epoch s.
     """
     present(MODEL_INFO, {(version or "none", kind): 1})
-    if created_at is not None:
-        since(MODEL_AGE_SECONDS, created_at)
+    since(MODEL_AGE_SECONDS, created_at)
 
 
 class RequestWindow:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from streaming import metrics
 from streaming.anchors import Guard
 from streaming.catalog import CatalogReader, CatalogStore, Float32, Item, parse_item
 from streaming.config import KafkaSettings
@@ -83,6 +84,8 @@ class Cataloguer:
     def status(self) -> CatalogStatus:
         """Progress, for people and for the supervisor."""
         items, encoded = self._reader.counts()
+        metrics.CATALOG_ITEMS.set(items)
+        metrics.CATALOG_ENCODED.set(min(encoded, items))
         return CatalogStatus(
             items=items,
             encoded=min(encoded, items),

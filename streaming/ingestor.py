@@ -25,6 +25,7 @@ from typing import Any
 import ray
 from kafka import KafkaProducer
 
+from streaming import metrics
 from streaming.batch import ActorBatch, Position, partition_code
 from streaming.batcher import Batcher, Cursor, Layout
 from streaming.config import KafkaSettings, StreamingSettings
@@ -93,7 +94,9 @@ class Ingestor:
         self._topics: dict[str, TopicInfo] = {}
         self._cursors: dict[Part, Cursor] = {}
         self._intake = Intake(self._decode, settings.batch_records)
-        self._pending: deque[tuple[dict[Part, int], list[Any]]] = deque()  # next offsets, and answers to come
+        # next offsets, answers to come, and when records (no mere ticks) were sent
+        self._pending: deque[tuple[dict[Part, int], list[Any], float | None]] = deque()
+        self._lag = {part: metrics.INGEST_LAG.labels(part[0], str(part[1])) for part in parts}
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
         self._dead_letters: KafkaProducer | None = None  # made at the first dead letter
@@ -128,6 +131,7 @@ class Ingestor:
                 self._pump(source)
             except Exception as error:  # rewinding is right whatever failed
                 self._rewinds += 1
+                metrics.INGEST_REWINDS.inc()
                 self._error = f"{type(error).__name__}: {error}"
                 log.warning("ingestor rewinds after %s", self._error)
                 self._stop.wait(_RETRY_S)
@@ -178,6 +182,7 @@ class Ingestor:
         cursor.next_offset, cursor.max_time_ms = lowest.applied + 1, lowest.max_time_ms
         if cursor.next_offset < beginning:
             self._lost += beginning - cursor.next_offset
+            metrics.INGEST_LOST.inc(beginning - cursor.next_offset)
             log.error(
                 "topic %s, partition %d: retention deleted records %d to %d before they were read",
                 *part,
@@ -241,7 +246,9 @@ class Ingestor:
             cursor.last_record_at = now
             cursor.after_loss = False
             self._records += decoded.records
-        self._send(list(taken), batches)
+            metrics.INGEST_RECORDS.labels(part[0]).inc(decoded.records)
+        metrics.BATCH_RECORDS.observe(sum(decoded.records for decoded in taken.values()))
+        self._send(list(taken), batches, sent_at=now)
 
     def _is_time(self, more_came: bool) -> bool:
         """Whether what was read is to be sent though the micro-batch is not complete.
@@ -293,7 +300,10 @@ class Ingestor:
 
     def _decode(self, batch: Records) -> Decoded:
         """Make events of records, and dead letters of those that are none."""
-        events, rejected = self._decoders[batch.topic].decode(batch.values, batch.keys, batch.timestamps_ms)
+        with metrics.DECODE_SECONDS.time():
+            events, rejected = self._decoders[batch.topic].decode(
+                batch.values, batch.keys, batch.timestamps_ms
+            )
         if rejected:
             self._dead_letters = self._dead_letters or make_producer(self._kafka)
             send_dead_letters(self._dead_letters, self._kafka, batch, rejected)
@@ -313,10 +323,11 @@ class Ingestor:
             ends = source.ends(list(self._cursors))
             for part, end in ends.items():
                 self._cursors[part].end = end
+                self._lag[part].set(max(0, end - self._cursors[part].next_offset))
         due = {part: cursor for part, cursor in self._cursors.items() if now - cursor.last_sent_at >= tick_s}
         if not due:
             return
-        under_way = {part for offsets, _ in self._pending for part in offsets}
+        under_way = {part for offsets, *_ in self._pending for part in offsets}
         for part, cursor in due.items():
             silent = now - cursor.last_record_at > silent_s and part not in under_way
             waits = self._intake.waits(part)
@@ -324,11 +335,14 @@ class Ingestor:
             cursor.idle = silent and drained
         self._send(list(due), self._batcher.ticks(due.values()))
 
-    def _send(self, parts: Sequence[Part], batches: Sequence[ActorBatch]) -> None:
+    def _send(
+        self, parts: Sequence[Part], batches: Sequence[ActorBatch], sent_at: float | None = None
+    ) -> None:
         refs = [
             route.actor.apply.remote(batch) for route, batch in zip(self._layout.routes, batches, strict=True)
         ]
-        self._pending.append(({part: self._cursors[part].next_offset for part in parts}, refs))
+        offsets = {part: self._cursors[part].next_offset for part in parts}
+        self._pending.append((offsets, refs, sent_at))
         now = time.monotonic()
         for part in parts:
             self._cursors[part].last_sent_at = now
@@ -336,6 +350,8 @@ class Ingestor:
 
     def _await_oldest(self) -> dict[Part, int]:
         """Wait for the answers to the oldest micro-batch; returns the next offsets behind it."""
-        offsets, refs = self._pending.popleft()
+        offsets, refs, sent_at = self._pending.popleft()
         ray.get(refs, timeout=self._settings.apply_timeout_s)
+        if sent_at is not None:
+            metrics.BATCH_SECONDS.observe(time.monotonic() - sent_at)
         return offsets

@@ -10,6 +10,7 @@ them. In the files nothing can be removed and no function be called at a scrape;
 
 import functools
 import logging
+import math
 import os
 import time
 import warnings
@@ -104,12 +105,12 @@ def observe_many(histogram: Histogram, amounts: npt.NDArray[Any]) -> None:
         buckets[place].inc(int(counts[place]))
 
 
-def since(gauge: Gauge, moment_s: float) -> None:
-    """Have a gauge of mode `MOMENT` show the time since a moment (epoch s), right at every scrape."""
+def since(gauge: Gauge, moment_s: float | None) -> None:
+    """Have a gauge of mode `MOMENT` show the time since a moment (epoch s), right at every scrape; None: nothing."""
     if _FOLDER is None:
-        gauge.set_function(lambda: time.time() - moment_s)
+        gauge.set_function(lambda: math.nan if moment_s is None else time.time() - moment_s)
     else:
-        gauge.set(moment_s)
+        gauge.set(0 if moment_s is None else moment_s)
 
 
 def retire(metric: Counter | Gauge | Histogram, *labels: str) -> None:

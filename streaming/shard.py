@@ -22,6 +22,7 @@ from streaming.config import StreamingSettings
 from streaming.errors import FencedError, StoreError
 from streaming.hashing import UInt64
 from streaming.rows import Rows
+from streaming.shard_meter import ShardMeter
 from streaming.state import ShardStats, ShardStore
 from streaming.trust_rows import Float32
 
@@ -57,6 +58,7 @@ class Shard:
         self._newest_epoch = time.time_ns()  # above those of an earlier process of this actor
         self._expired_at = time.monotonic()
         self._snapshotter = Snapshotter(data_dir / "state", settings)
+        self._meter = ShardMeter()
 
     def host(self, shards: Sequence[int], version: int) -> None:
         """Host exactly these logical shards, as the layout of this version says; an older one is refused.
@@ -80,6 +82,7 @@ class Shard:
             if shard not in self._stores:
                 self._stores[shard] = self._open(shard, deadline)
         self._snapshotter.follow(list(shards))
+        self._meter.follow(self._stores)
 
     def hosted(self) -> tuple[int, ...]:
         """The logical shards hosted here."""
@@ -124,10 +127,12 @@ class Shard:
                 f"the batch was sent under epoch {batch.epoch} for {len(batch.shards)} shards, here its "
                 f"partitions are of {entered} and there are {len(self._stores)} shards; enter again"
             )
+        began = time.perf_counter()
         changed = sum(
             self._stores[shard].apply(batch.part(index, self._num_shards))
             for index, shard in enumerate(batch.shards)
         )
+        self._meter.applied(self._stores, time.perf_counter() - began, len(batch.whole.events))
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
             for store in self._stores.values():
@@ -148,7 +153,9 @@ class Shard:
 
     def stats(self) -> list[ShardStats]:
         """Exact counts, per logical shard."""
-        return [store.stats() for store in self._stores.values()]
+        stats = [store.stats() for store in self._stores.values()]
+        self._meter.look(self._stores, stats)
+        return stats
 
     def snapshot_stats(self) -> SnapshotStats:
         """What the snapshots of this actor cost, and how old the newest are."""

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streaming import buffers, environment, expiry
+from streaming import buffers, environment, expiry, metrics
 from streaming.batch import Position, Progress, ShardBatch
 from streaming.config import StreamingSettings
 from streaming.erasure import Proof, erase_from_files, read_proofs
@@ -76,6 +76,7 @@ else:
     Transaction = Database = object
 
 _LAZY_S = 0.5
+_TOTALS = ("applied", "duplicates", "late", "erasures", "erased", "expired", "windows_closed")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class ShardStore:
         self._idle: dict[int, bool] = {}
         self._committed_at: dict[int, float] = {}
         self._scanned_upto = b""
+        self.applied_ms: list[Int64] = []  # event times of what the newest batch changed, a few arrays
+        self.watermark_ms: int | None = None  # event time, epoch ms; None before the first
         self.path = shard_path(state_dir, shard)
         self._lock = own(self.path)
         try:
@@ -159,6 +162,7 @@ class ShardStore:
         Raises:
             GapError: the batch starts past the next expected offset.
         """
+        self.applied_ms = []
         for step in batch.steps:
             position = self._positions.get(step.partition)
             if position is not None and position.is_of_another(step.generation):
@@ -268,6 +272,7 @@ class ShardStore:
         for window in np.unique(part.window):
             packed = pack_events(part.take(part.window == window)).tobytes()
             self._buffer(txn, int(window), buffers.EVENTS, packed, counts)
+        self.applied_ms.append(events.time_ms[kept])
         _add(counts, "applied", int(kept.sum()))
         _add(counts, "duplicates", int((done.outcome == DUPLICATE).sum()))
         _add(counts, "erased", int((done.outcome == ERASED).sum()))
@@ -414,7 +419,7 @@ class ShardStore:
 
     def _close_windows(self, partitions: Iterable[int]) -> None:
         partitions = tuple(partitions)
-        watermark = self._watermark(partitions)
+        watermark = self.watermark_ms = self._watermark(partitions)
         for start in sorted(self._windows):
             if watermark is None or start + self._length_ms > watermark:
                 return
@@ -449,6 +454,7 @@ class ShardStore:
             if len(users):
                 table = with_trust(table, user_trust(self._load(txn, users), users))
             write_shard(self._windows_dir, start, self.shard, table)
+            metrics.WINDOW_ROWS.observe(len(users))
             buffers.drop(txn, self._buffers, start)
             counts = dict(self._counts)
             _add(counts, "windows_closed", 1)
@@ -469,16 +475,23 @@ class ShardStore:
         """Exact counts since the store was created."""
         with self._env.begin() as txn:
             users = txn.stat(self._rows)["entries"]
-        names = ("applied", "duplicates", "late", "erasures", "erased", "expired", "windows_closed")
         return ShardStats(
             shard=self.shard,
             users=users,
-            dead_letters=sum(position.dead_letters for position in self._positions.values()),
             closed_upto_ms=self.closed_upto_ms,
             screened_ms=self._counts.get("screened_ms", NEVER),
             decisions=self._counts.get("decisions", 0),
-            **{name: self._counts.get(name, 0) for name in names},
+            **self.totals(),
         )
+
+    def totals(self) -> dict[str, int]:
+        """The counts among `stats` that only grow; this reads nothing from the disk."""
+        totals = {name: self._counts.get(name, 0) for name in _TOTALS}
+        return totals | {"dead_letters": sum(position.dead_letters for position in self._positions.values())}
+
+    def disk_bytes(self) -> int:
+        """What the store uses on disk."""
+        return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
 
     def close(self) -> None:
         """Make everything durable, close the environment and let another process host the shard."""

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from streaming import environment
+from streaming import environment, metrics
 from streaming.backup.snapshots import SnapshotStore
 from streaming.config import StreamingSettings
 from streaming.errors import StreamingError
 from streaming.layout import shard_path, store_layout
+from streaming.meters import since
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Snapshotter:
         with self._lock:
             self._due.pop(shard, None)
             self._newest.pop(shard, None)
+            self._tell_age()
 
     def restore_if_empty(self, shard: int) -> None:
         """Fill a shard without state from its newest snapshot, if there is one.
@@ -83,6 +85,7 @@ class Snapshotter:
             return
         info = self._store.restore(shard, folder)
         if info is not None:
+            metrics.SNAPSHOTS.labels("restored").inc()
             log.info("shard %d: restored from the snapshot of %s", shard, info.taken_at)
             with self._lock:
                 self._stats = replace(self._stats, restored=self._stats.restored + 1)
@@ -119,6 +122,7 @@ class Snapshotter:
                     self._take(shard)
                 except StreamingError as error:  # the stream goes on; the next period tries again
                     log.warning("shard %d: no snapshot: %s", shard, error)
+                    metrics.SNAPSHOTS.labels("failed").inc()
                     with self._lock:
                         self._stats = replace(self._stats, failed=self._stats.failed + 1, error=str(error))
                 with self._lock:
@@ -139,3 +143,9 @@ class Snapshotter:
             self._stats = replace(self._stats, taken=self._stats.taken + 1, error=None)
             if shard in self._due:
                 self._newest[shard] = (time.time(), info.bytes, info.copy_s + info.upload_s)
+            self._tell_age()
+        metrics.SNAPSHOTS.labels("taken").inc()
+        metrics.SNAPSHOT_SECONDS.observe(info.copy_s + info.upload_s)
+
+    def _tell_age(self) -> None:
+        since(metrics.SNAPSHOT_AGE_SECONDS, min((at for at, _, _ in self._newest.values()), default=None))
