@@ -93,6 +93,7 @@ def demo_settings(options: DemoOptions, dataset: Dataset, bootstrap_servers: str
         "serving": {
             "port": options.port,
             "admin_open": True,
+            "simulations": True,
             "exclude_seen": unseen_only,
             "stream_clock": True,  # an event dated today would end the windows of a replayed past
         },
@@ -358,7 +359,7 @@ class Demo:
             promoted=models.get("promoted", 0),
             rejected=models.get("rejected", 0),
             verdicts=tuple(_verdict(entry) for entry in self._models if entry["status"] != "candidate"),
-            urls=(("API", base), ("docs", f"{base}/docs")) if self._client else (),
+            urls=(("page", f"{base}/"), ("docs", f"{base}/docs")) if self._client else (),
         )
         return self._with_replay(snapshot)
 

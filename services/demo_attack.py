@@ -2,13 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
+from services.attack_outcome import outcome
 from services.client import ApiClient
 from services.settings import Settings
 from services.streamed_attack import Order, Planned, exposure, plan, send
-from streaming.hashing import stable_hash
-from streaming.trust import read_trust, screened_windows
 
 _ORDER = Order(kind="bandwagon", size=0.05, targets=3)
 
@@ -41,21 +38,15 @@ class DemoAttack:
         planned = self._planned
         if planned is None:
             return None
-        fakes = stable_hash(planned.users)
-        held = np.zeros(0, np.uint64)
-        windows = screened_windows(self._settings.data_dir)
-        for start in windows:
-            table = read_trust(self._settings.data_dir, start)
-            if table is not None:
-                held = np.union1d(held, table.filter(table["quarantined"])["user"].to_numpy())
+        seen = outcome(self._settings.data_dir, planned)
         return {
             "kind": planned.order.kind,
             "fake_users": len(planned.users),
             "events": len(planned.times),
             "targets": planned.targets,
-            "window_screened": any(start >= planned.start_ms for start in windows),
-            "held": int(np.isin(fakes, held).sum()),
-            "honest_held": int((~np.isin(held, fakes)).sum()),
+            "window_screened": seen.screened,
+            "held": seen.held,
+            "honest_held": seen.honest_held,
             "exposure_before": self._before,
             "exposure_after": exposure(self._client, self._users, planned.targets),
         }

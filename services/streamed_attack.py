@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from services.client import ApiClient
 from services.sender import Sender
 from services.settings import Settings
-from services.topic_reader import TopicReader
+from services.user_ids import newest_ids
 from streaming.catalog import CatalogReader, CatalogSnapshot
 from streaming.config import Source
-from streaming.events import EventDecoder
 from streaming.formats.shape import RecordShape, ShapeError
 from streaming.hashing import UInt64, stable_hash
 from streaming.kafka import make_producer
@@ -323,7 +322,7 @@ def _ids(
     rng: np.random.Generator,
 ) -> list[str]:
     """Ids like those in the topic that nobody has."""
-    models = _real_ids(settings, source) or ["user-1000"]
+    models = sorted(newest_ids(settings, source, _SAMPLE)) or ["user-1000"]
     known, made, tries = set(honest.tolist()), dict[str, None](), 0
     while len(made) < count:
         name = _varied(models[int(rng.integers(len(models)))], tries // (_TRIES * count), rng)
@@ -332,19 +331,6 @@ def _ids(
         if hashed not in known and not reader.read([name])["total"][0]:
             made[name] = None
     return list(made)
-
-
-def _real_ids(settings: Settings, source: Source) -> list[str]:
-    """User ids of the topic's newest records; none where retention has taken all."""
-    decoder = EventDecoder(settings.streaming, source)
-    found: set[str] = set()
-    with TopicReader(settings.kafka, source.topic) as reader:
-        for record in reader.read(reader.newest(_SAMPLE)):
-            try:
-                found.add(decoder.user_id(record.value, record.key, record.timestamp))
-            except ValueError:  # a dead letter
-                continue
-    return sorted(found)
 
 
 def _varied(model: str, more: int, rng: np.random.Generator) -> str:

@@ -5,6 +5,7 @@ notices actors that stay gone, partitions that were added, lag that asks for mor
 brings the shards the trust of their users (`services.trust_push`), and decides about canaries (`services.canary`).
 """
 
+import asyncio
 import logging
 import threading
 import time
@@ -17,8 +18,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from services import layout
 from services.actors import Actors
+from services.attack_simulation import AttackSimulation
 from services.autoscale import Autoscaler
 from services.canary import CanaryWatch
+from services.recent_users import RecentUsers
+from services.samples import Samples
 from services.settings import Settings
 from services.trust_push import TrustPush
 from streaming.backup.snapshotter import SnapshotStats
@@ -69,6 +73,8 @@ class Supervisor:
         window_ms = int(settings.streaming.windows.length_s * 1000)
         self._trust = TrustPush(settings.data_dir.resolve(), window_ms, _CALL_TIMEOUT_S)
         self._shard_stats: list[ShardStats] = []
+        self._samples, self._recent_users = Samples(), RecentUsers(settings)
+        self._attack = AttackSimulation(settings)
         self._stop, self._wake = threading.Event(), threading.Event()
         self._learner_run: Any = None
         self._learner_retry_at = 0.0
@@ -94,6 +100,22 @@ class Supervisor:
         self._wanted = wanted
         self._wake.set()
         return {"shard_actors": wanted[0], "ingestors": wanted[1], "version": hosting.version + 1}
+
+    def history(self) -> dict[str, Any]:
+        """The last minutes in columns; see `services.samples`."""
+        return self._samples.columns()
+
+    async def recent_users(self, count: int) -> dict[str, list[str]]:
+        """Users whom the newest events are of; see `services.recent_users`."""
+        return {"users": await asyncio.to_thread(self._recent_users.newest, count)}
+
+    def attack(self, order: dict[str, Any]) -> dict[str, int]:
+        """Send fake users; see `services.attack_simulation`.
+
+        Raises:
+            ValueError: an attack is under way.
+        """
+        return {"number": self._attack.begin(order)}
 
     def stop(self) -> None:
         """Stop watching; the actors stay."""
@@ -123,6 +145,7 @@ class Supervisor:
                     self._actors.assign()
                 self._rescale()
                 self._status = self._observe()
+                self._samples.take(self._status)
                 self._trust.push(self._actors.shards, self._shard_stats)
             except Exception as error:  # one bad round must not end the watch
                 log.exception("supervisor round failed")
@@ -221,6 +244,7 @@ class Supervisor:
             "learner": read_status(self._settings.data_dir),
             "models": self._registry.counts(),
             "canary": self._canary.status(),
+            "attack": self._attack.status(),
             "actors": states,
             "problems": self._problems
             | _errors(ingestors, catalog, snapshots)

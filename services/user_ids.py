@@ -1,4 +1,4 @@
-"""Finds the ids behind user hashes: state, windows and trust hold only hashes, the events topics hold the ids."""
+"""Finds ids of users: state, windows and trust hold only hashes, the events topics hold the ids."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -8,10 +8,29 @@ import numpy as np
 
 from services.settings import Settings
 from services.topic_reader import TopicReader, UnknownTopicError
+from streaming.config import Source
 from streaming.events import EventDecoder
 from streaming.hashing import UInt64
 
 _PORTION = 5000  # records decoded together
+
+
+def newest_ids(settings: Settings, source: Source, records: int) -> list[str]:
+    """Ids of the users whom a topic's newest records are of, newest first; none where retention has taken all.
+
+    Raises:
+        BrokerError: the broker cannot be reached, or has no such topic.
+    """
+    decoder = EventDecoder(settings.streaming, source)
+    found: list[tuple[int, int, str]] = []
+    with TopicReader(settings.kafka, source.topic) as reader:
+        for record in reader.read(reader.newest(records)):
+            try:
+                user = decoder.user_id(record.value, record.key, record.timestamp)
+            except ValueError:  # a dead letter
+                continue
+            found.append((record.timestamp, record.offset, user))
+    return list(dict.fromkeys(user for _, _, user in sorted(found, reverse=True)))
 
 
 def find_ids(settings: Settings, users: UInt64) -> dict[int, str]:

@@ -5,6 +5,7 @@ constructor has run (`__serve_build_asgi_app__`), so nothing of it is ever pickl
 HAProxy to it with no proxy of Serve's in between.
 """
 
+import asyncio
 import functools
 import importlib.metadata
 import logging
@@ -23,12 +24,15 @@ from serving.application import Application
 from serving.batching import MicroBatcher
 from serving.config import ServingSettings
 from serving.engine import Recommender
+from serving.exposure import exposure
 from serving.fast_lane import FastLane
 from serving.impressions import ImpressionLog
 from serving.metrics import REQUEST_SECONDS, RequestWindow
+from serving.page.routes import page_routes
 from serving.ports import EventSink, KafkaSink, Pipeline, ServePipeline
 from serving.routes import model_routes, operation_routes, recommendation_routes, user_routes
 from serving.security.guard import Guard
+from serving.watch_routes import watch_routes
 from streaming.config import KafkaSettings, StreamingSettings
 
 Scope = MutableMapping[str, Any]
@@ -115,9 +119,12 @@ def build_app(
     inside.include_router(user_routes(recommender, sink))
     inside.include_router(model_routes(recommender))
     inside.include_router(operation_routes(recommender, pipeline, window))
+    inside.include_router(watch_routes(pipeline, settings))
     # Serve looks through the routes in order for the name of each request: rankings first, pages for people last
     routes = [route for route in inside.router.routes if route not in documentation]
     inside.router.routes[:] = routes + documentation
+    if settings.page:
+        inside.include_router(page_routes())
     app = Application(inside)
     # inside out
     app.surround(FastLane, batcher=batcher, limits=recommender.limits, guard=guard)
@@ -144,6 +151,10 @@ class ApiReplica:
     def __serve_build_asgi_app__(self) -> Application:
         """Called by Serve in the replica, after the constructor."""
         return build_app(self._recommender, self._sink, self._pipeline, name_answers=False)
+
+    async def exposure(self, users: list[str], targets: list[str]) -> float:
+        """Called by the supervisor; see `serving.exposure`."""
+        return await asyncio.to_thread(exposure, self._recommender, users, targets)
 
     def check_health(self) -> None:
         """Called by Serve; a replica that no longer follows the registry is replaced.

@@ -100,6 +100,11 @@ class ServingSettings(Section):
     micro_batch_max: int = Field(
         64, ge=1, le=1024, description="most requests that are ranked together because they arrive together"
     )
+    page: bool = Field(True, description="show the running system to people at /")
+    simulations: bool = Field(
+        False,
+        description="for demonstrations: callers with scope admin may send fake users, POST /v1/attacks",
+    )
     popularity: PopularitySettings = PopularitySettings()
     micro_batch_wait_ms: float = Field(
         0.5,

@@ -161,6 +161,10 @@ class Recommender:
             self._impressions.log(asks, answers)
         return answers
 
+    def preview(self, asks: Sequence[Ask]) -> list[Answered | ServingError]:
+        """Rank as `answer` does, by the model that serves and for nobody to see: no experiment, nothing is logged."""
+        return self._rank(self._snapshot, asks)
+
     def _rank(self, snapshot: Snapshot, asks: Sequence[Ask]) -> list[Answered | ServingError]:
         """Rank with one model: a swap during the request does not reach it."""
         now_s = time.time()

@@ -13,6 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from serving import problems, request_id
 from serving.application import Application
 from serving.errors import OverloadedError
+from serving.page.assets import BELOW, PAGE
 from serving.security.caller import CALLER
 from serving.security.config import SecuritySettings
 from serving.security.guard import Guard
@@ -49,8 +50,8 @@ class Envelope:
     def __init__(self, app: App, guard: Guard, settings: SecuritySettings, name_answers: bool = True) -> None:
         self._app, self._guard, self._name_answers = app, guard, name_answers
         self._body_max, self._in_flight_max = settings.body_max_bytes, settings.in_flight_max
-        self._open = frozenset(settings.open_paths)
-        self._open_below = tuple(f"{path}/" for path in settings.open_paths)
+        self._open = frozenset((*settings.open_paths, PAGE))
+        self._open_below = tuple(f"{path}/" for path in (*settings.open_paths, BELOW))
         self._gzip: App | None = None
         if settings.gzip_min_bytes is not None:
             self._gzip = GZipMiddleware(app, settings.gzip_min_bytes, _GZIP_LEVEL)

@@ -358,6 +358,44 @@ class ScaleAnswer(Answer):
     version: int = Field(description="of the layout")
 
 
+class RecentUsers(Answer):
+    """Users whom the newest events are of."""
+
+    users: list[str] = Field(description="newest first")
+
+
+class History(Answer):
+    """How the pipeline did over the last minutes: columns of samples, oldest first."""
+
+    every_s: float = Field(description="about the time between samples, s")
+    at: list[float] = Field(description="when each sample was taken, epoch s")
+    events_per_s: list[float]
+    lag: list[int] = Field(description="records that are not read yet")
+    applied: list[int]
+    users: list[int]
+    windows: list[int] = Field(description="closed ones")
+
+
+class AttackRequest(Request):
+    """Fake users to be sent into the stream."""
+
+    kind: Literal["random", "average", "bandwagon", "segment", "love-hate", "reverse-bandwagon"] = Field(
+        "bandwagon", description="how they act; see docs/robustness.md"
+    )
+    size: float = Field(
+        0.05, gt=0, le=0.2, description="fake users as a share of the users in the newest windows"
+    )
+    targets: int = Field(3, ge=1, le=20, description="items they push, drawn from the rarest")
+    items: tuple[str, ...] = Field((), max_length=20, description="ids of items to push instead")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of targets, users and ids; any if absent")
+
+
+class AttackAnswer(Answer):
+    """An attack that has begun; `attack` in `/v1/stats` shows what becomes of it."""
+
+    number: int = Field(description="counts the attacks since the supervisor started")
+
+
 class Health(Answer):
     """Liveness or readiness."""
 

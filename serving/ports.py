@@ -15,7 +15,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from serving import request_id
-from serving.errors import InvalidRequestError, UnavailableError
+from serving.errors import ConflictError, InvalidRequestError, UnavailableError
 from serving.models import Acknowledgement, NewEvent
 from streaming.config import KafkaSettings, Source
 from streaming.errors import BrokerError
@@ -62,6 +62,31 @@ class Pipeline(Protocol):
 
         Raises:
             InvalidRequestError: these numbers cannot be.
+            UnavailableError: it did not answer in time.
+        """
+        ...
+
+    async def history(self) -> dict[str, Any]:
+        """Return how it did over the last minutes, in columns; see `serving.models.History`.
+
+        Raises:
+            UnavailableError: it did not answer in time.
+        """
+        ...
+
+    async def recent_users(self, count: int) -> list[str]:
+        """Return users whom the newest events are of, newest first.
+
+        Raises:
+            UnavailableError: it did not answer in time.
+        """
+        ...
+
+    async def attack(self, order: dict[str, Any]) -> int:
+        """Begin to send fake users, as `serving.models.AttackRequest` has it; returns the attack's number.
+
+        Raises:
+            ConflictError: one is under way.
             UnavailableError: it did not answer in time.
         """
         ...
@@ -197,6 +222,21 @@ class ServePipeline:
             return await self._ask("scale", shard_actors, ingestors)
         except ValueError as error:  # as the supervisor raised it
             raise InvalidRequestError("", str(error).strip().splitlines()[-1]) from None
+
+    async def history(self) -> dict[str, Any]:
+        """See `Pipeline.history`."""
+        return await self._ask("history")
+
+    async def recent_users(self, count: int) -> list[str]:
+        """See `Pipeline.recent_users`."""
+        return list((await self._ask("recent_users", count))["users"])
+
+    async def attack(self, order: dict[str, Any]) -> int:
+        """See `Pipeline.attack`."""
+        try:
+            return int((await self._ask("attack", order))["number"])
+        except ValueError as error:  # as the supervisor raised it
+            raise ConflictError(str(error).strip().splitlines()[-1]) from None
 
     async def _ask(self, method: str, *arguments: Any) -> dict[str, Any]:
         import ray

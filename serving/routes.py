@@ -243,6 +243,8 @@ def operation_routes(
             "model": recommender.model_state().model_dump(),
             "items_servable": recommender.servable(),
             "experiments": recommender.live.describe(),
+            "event_types": recommender.streaming.event_types,
+            "simulations": recommender.settings.simulations,
         }
         try:
             return {"pipeline": "reachable"} | await pipeline.status() | own

@@ -14,7 +14,7 @@ from kafka import TopicPartition
 
 from serving.app import build_app
 from serving.engine import Recommender
-from serving.errors import InvalidRequestError, UnavailableError
+from serving.errors import ConflictError, InvalidRequestError, UnavailableError
 from serving.ports import KafkaSink, ServePipeline
 from streaming.broker import free_port
 from streaming.config import FieldPaths, KafkaSettings, Source
@@ -36,6 +36,18 @@ class Running:
                 "", f"shard_actors: expected 1 to 8 (the logical shards), got {shard_actors}"
             )
         return {"shard_actors": shard_actors or 1, "ingestors": ingestors or 1, "version": 3}
+
+    async def history(self) -> dict[str, Any]:
+        columns = {"at": [1.5e9, 1.5e9 + 2], "events_per_s": [49.5, 50.0], "lag": [7, 0]}
+        return columns | {"every_s": 2.0, "applied": [100, 200], "users": [3, 3], "windows": [1, 2]}
+
+    async def recent_users(self, count: int) -> list[str]:
+        return ["anna", "bert", "carl"][:count]
+
+    async def attack(self, order: dict[str, Any]) -> int:
+        if order["items"]:
+            raise ConflictError("attack 1 is sending; a new one can begin when it is done")
+        return 2
 
 
 class Silent:
@@ -279,7 +291,7 @@ def test_the_documentation_stands_alone(client):
         "/v1/recommendations", "/v1/recommendations/{user_id}", "/v1/rank", "/v1/items/{item_id}/similar",
         "/v1/events",
         "/v1/users/{user_id}", "/v1/models", "/v1/models/{version}/promote", "/v1/stats", "/healthz", "/readyz",
-        "/metrics", "/v1/pipeline/scale",
+        "/metrics", "/v1/pipeline/scale", "/v1/users", "/v1/stats/history", "/v1/attacks",
     }  # fmt: skip
     answer = paths["/v1/recommendations/{user_id}"]["get"]["responses"]
     assert answer["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Recommendations")

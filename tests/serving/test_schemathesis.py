@@ -70,7 +70,7 @@ def live(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[http
     kafka, source = KafkaSettings(bootstrap_servers=broker), Source(topic="schemathesis-events")
     ensure_topics(kafka, [source.topic])
     sink = KafkaSink(kafka, source, timeout_s=15)
-    recommender = world.recommender(admin_api_key=KEY, security={"anonymous_scopes": ()})
+    recommender = world.recommender(admin_api_key=KEY, simulations=True, security={"anonymous_scopes": ()})
     with served(build_app(recommender, sink, Running())) as client:
         yield client
     recommender.stop()
