@@ -60,7 +60,7 @@ def kustomize(folder: Path) -> tuple[Document, ...]:
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr
-    return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
+    return tuple(document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document)
 
 
 def of_kind(documents: tuple[Document, ...], kind: str) -> list[Document]:
