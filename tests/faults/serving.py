@@ -45,7 +45,7 @@ class Outcome:
     phases: dict[str, Counts] = field(default_factory=dict)
     recovered_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     problems: list[str] = field(default_factory=list)
-    events: dict[str, int] = field(default_factory=dict)
+    events: dict[str, Any] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """The figures as `make chaos-serve` writes them."""
@@ -108,8 +108,8 @@ def prove(system: "System", times: int, seconds: float, tell: Callable[[str], No
     return outcome
 
 
-def check_events(system: "System", acknowledged: list[str]) -> dict[str, int]:
-    """Hold the acknowledged events against the topic's own log.
+def check_events(system: "System", acknowledged: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
+    """Hold the acknowledged events, by id with partition and offset, against the topic's own log.
 
     A record may be there twice under one id: the stream drops it.
     """
@@ -117,16 +117,19 @@ def check_events(system: "System", acknowledged: list[str]) -> dict[str, int]:
 
     settings = system.settings
     log = read_log(settings.kafka, settings.streaming.events_topic)
-    ids = Counter(
-        json.loads(record.value)["event_id"]
-        for records in log.values()
+    found = {
+        (number, record.offset): json.loads(record.value)["event_id"]
+        for number, records in log.items()
         for record in records
         if record.value is not None
-    )
+    }
+    ids = Counter(found.values())
+    missing = {event_id: places for event_id, places in acknowledged.items() if event_id not in ids}
     return {
-        "acknowledged": len(acknowledged),
-        "missing": sum(event_id not in ids for event_id in acknowledged),
-        "ids_twice_acknowledged": len(acknowledged) - len({*acknowledged}),
+        "acknowledged": sum(map(len, acknowledged.values())),
+        "missing": len(missing),
+        "missing_at": [[*place, found.get(place)] for places in missing.values() for place in places],
+        "ids_twice_acknowledged": sum(len(places) > 1 for places in acknowledged.values()),
         "repeated_with_the_same_id": sum(count - 1 for count in ids.values()),
     }
 

@@ -109,7 +109,9 @@ class Load:
         self._written: dict[str, tuple[tuple[int, int], float]] = {}  # by user: position and when
         self.phases: dict[str, Counts] = defaultdict(Counts)
         self.phase = "calm"
-        self.acknowledged: list[str] = []  # ids of events
+        self.acknowledged: dict[
+            str, list[tuple[int, int]]
+        ] = {}  # ids of events: partition and offset, each time
 
     def __enter__(self) -> "Load":
         self._thread.start()
@@ -149,5 +151,6 @@ class Load:
         counts.add(verdict, cause, taken)
         if asked.writes and verdict == "ok" and isinstance(answer, httpx.Response):
             [done] = answer.json()["accepted"]
-            self.acknowledged.append(done["event_id"])
-            self._written[asked.user] = (done["partition"], done["offset"]), time.monotonic()
+            place = done["partition"], done["offset"]
+            self.acknowledged.setdefault(done["event_id"], []).append(place)
+            self._written[asked.user] = place, time.monotonic()
