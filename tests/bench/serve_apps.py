@@ -131,6 +131,7 @@ def _run_ray(port: int, world: Path) -> None:
             num_replicas=1,
             max_ongoing_requests=settings.serving.replicas.max_ongoing_requests,
             ray_actor_options={"num_cpus": 0.25},
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},  # as the API's
         )
         @serve.ingress(empty_app)
         class Empty:
