@@ -1,9 +1,9 @@
 """A middleware that Serve puts around each replica's HTTP server, before its own work on a request.
 
 Serve watches every request for a caller that hangs up, with two tasks of asyncio. A ranking of a millisecond is over
-before that could help, and the watching costs a tenth of it; so requests that only read carry the header by which Serve
-lets it be. Serve calls `middlewares` where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it (`services.local_ray`,
-`k8s/base/environment.env`); without that everything works, only slower.
+before that could help, and the watching costs a tenth of it; so requests that only read carry the header by which
+Serve lets it be. Serve calls `middlewares` where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it
+(`services.local_ray`, `k8s/base/environment.env`); without that everything works, only slower.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
