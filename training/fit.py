@@ -25,6 +25,7 @@ from training.items import ItemTable
 from training.live import Live
 from training.losses import Negatives, draw_negatives
 from training.plan import Plan
+from training.telemetry import StepMeter
 
 if TYPE_CHECKING:
     from training.loop import Worker
@@ -155,6 +156,7 @@ class Stepper:
         self.generator = torch.Generator(device=worker.device)
         self.steps = 0
         self.losses: list[tuple[float, float]] = []
+        self.meter = StepMeter()
         worker.engine.train()
 
     def _set_text(self, vectors: NDArray[np.float32]) -> None:
@@ -169,6 +171,7 @@ class Stepper:
 
     def step(self, chunks: Chunks, lr: float) -> None:
         """Forward, backward and update on one global batch."""
+        began = time.perf_counter()
         worker, settings = self.worker, self.worker.settings
         batch = local_batch(self.pool, chunks, worker.rank, worker.world).to(worker.device)
         share = worker.world / max(global_weight(chunks, self.summed), 1e-9)
@@ -190,6 +193,8 @@ class Stepper:
         worker.progress.step += 1
         self.steps += 1
         self._note(clean * share, adversarial * share)
+        if worker.rank == 0:
+            self.meter.step(time.perf_counter() - began, len(chunks), *self.losses[-1])
 
     def _negatives(self) -> Negatives | None:
         if self.log_weights is None:

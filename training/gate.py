@@ -13,7 +13,7 @@ Cost: (2 + steps) passes over the exam per model; 2,000 targets over 2,000 items
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,19 @@ from training.repeats import with_repeats
 _LIFT_SHARE = 0.25  # of the incumbent's lift that a candidate may always add
 _TOLD = 5  # pushed items in the record
 _SCORES_AT_ONCE = 8_000_000  # (targets × items) floats held at a time
+
+
+Cause = Literal[
+    "first_model",
+    "no_worse",
+    "not_finite",
+    "popularity",
+    "ndcg",
+    "attacked_ndcg",
+    "pushed_item",
+    "exposure",
+    "overlap",
+]
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,10 @@ class Exam:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided, why, and every number it looked at."""
+    """What the gate decided, why, and every number it looked at; `reason` is for people, `cause` for counting."""
 
     promote: bool
+    cause: Cause
     reason: str
     numbers: dict[str, Any]
 
@@ -143,7 +157,7 @@ def judge(candidate: Contender, incumbent: Contender | None, exam: Exam, config:
         name for name, weight in candidate.model.state_dict().items() if not torch.isfinite(weight).all()
     ]
     if broken:
-        return Verdict(False, f"weights are not finite: {', '.join(broken[:3])}", numbers)
+        return Verdict(False, "not_finite", f"weights are not finite: {', '.join(broken[:3])}", numbers)
     if incumbent is None:
         return _against_popularity(numbers, config)
     numbers["incumbent"] = {"version": incumbent.version, **_measure(incumbent, exam, config)}
@@ -169,48 +183,48 @@ def _against_popularity(numbers: dict[str, Any], config: GateConfig) -> Verdict:
     mine, floor = numbers["candidate"]["ndcg@10"], numbers["popularity"]["ndcg@10"]
     comparison = f"NDCG@10 {mine:.4f} against popularity {floor:.4f}"
     if mine > floor * (1 + config.min_gain_over_popularity):
-        return Verdict(True, f"first model: {comparison}", numbers)
+        return Verdict(True, "first_model", f"first model: {comparison}", numbers)
     needed = f"needs more than {1 + config.min_gain_over_popularity:.2f} times as much"
-    return Verdict(False, f"no better than popularity: {comparison}, {needed}", numbers)
+    return Verdict(False, "popularity", f"no better than popularity: {comparison}, {needed}", numbers)
 
 
 def _against_incumbent(numbers: dict[str, Any], config: GateConfig) -> Verdict:
     mine, theirs = numbers["candidate"], numbers["incumbent"]
-    checks = (
-        ("ndcg@10", "NDCG@10", config.ndcg_tolerance),
-        ("attacked_ndcg@10", "NDCG@10 under PGD", config.attacked_ndcg_tolerance),
+    checks: tuple[tuple[str, Cause, str, float], ...] = (
+        ("ndcg@10", "ndcg", "NDCG@10", config.ndcg_tolerance),
+        ("attacked_ndcg@10", "attacked_ndcg", "NDCG@10 under PGD", config.attacked_ndcg_tolerance),
     )
-    for key, label, tolerance in checks:
+    for key, cause, label, tolerance in checks:
         floor = theirs[key] * (1 - tolerance)
         if not mine[key] >= floor:
             reason = (
                 f"{label} {mine[key]:.4f} is below {floor:.4f} ({theirs['version']} has {theirs[key]:.4f}, "
             )
-            return Verdict(False, reason + f"tolerance {tolerance:.0%})", numbers)
+            return Verdict(False, cause, reason + f"tolerance {tolerance:.0%})", numbers)
     if manipulable := _easier_to_manipulate(numbers, config):
-        return Verdict(False, manipulable, numbers)
-    told = ", ".join(f"{label} {mine[key]:.4f} against {theirs[key]:.4f}" for key, label, _ in checks)
-    return Verdict(True, f"no worse than {theirs['version']}: {told}", numbers)
+        return Verdict(False, *manipulable, numbers)
+    told = ", ".join(f"{label} {mine[key]:.4f} against {theirs[key]:.4f}" for key, _, label, _ in checks)
+    return Verdict(True, "no_worse", f"no worse than {theirs['version']}: {told}", numbers)
 
 
-def _easier_to_manipulate(numbers: dict[str, Any], config: GateConfig) -> str | None:
+def _easier_to_manipulate(numbers: dict[str, Any], config: GateConfig) -> tuple[Cause, str] | None:
     """Why a candidate must not serve though it is good enough; None if nothing speaks against it."""
     mine, theirs = numbers["candidate"], numbers["incumbent"]
     if numbers["pushed"]:
         worst = numbers["pushed"][0]
-        return (
+        return "pushed_item", (
             f"item {worst['item'] or '#' + worst['hash']} is pushed: shown to {worst['now']:.0%} of users instead of "
             f"{worst['before']:.0%}, and asked for {worst['asked']} times ({len(numbers['pushed'])} such items)"
         )
     # Where a catalogue is small the battery's gains are large, and so is what they vary by.
     allowed = max(config.lift_tolerance, _LIFT_SHARE * theirs["exposure_lift"])
     if not mine["exposure_lift"] <= theirs["exposure_lift"] + allowed:
-        return (
+        return "exposure", (
             f"easier to manipulate: attacks gain {mine['exposure_lift']:.4f} exposure@10, with {theirs['version']} "
             f"{theirs['exposure_lift']:.4f} (tolerance {allowed:.4f})"
         )
     if not numbers["stability"] >= config.min_overlap:
-        return (
+        return "overlap", (
             f"lists have only {numbers['stability']:.0%} in common with those of {theirs['version']}, at least "
             f"{config.min_overlap:.0%} is asked for"
         )

@@ -36,6 +36,7 @@ from streaming.config import StreamingSettings
 from streaming.journal import append_line
 from streaming.windows import complete_windows, iso
 from training import engine as engines
+from training import telemetry
 from training.augment import augmented
 from training.bundle import load_bundle
 from training.config import ModelConfig, TrainingSettings
@@ -341,6 +342,8 @@ class Worker:
         windows = [iso(start) for start in plan.train]
         line = {"version": plan.version, "windows": windows, "step": self.progress.step, "at": time.time()}
         append_line(path, line)
+        for start in plan.train:
+            telemetry.WINDOWS.labels("skipped" if self.scout.found_empty(start) else "trained").inc()
 
     def _judge(self, plan: Plan) -> None:
         """Steps 3 and 4; then every rank knows what to go on from."""

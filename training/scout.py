@@ -73,6 +73,11 @@ class Scout:
             )
         return self._counts[start_ms]
 
+    def found_empty(self, start_ms: int) -> bool:
+        """Whether this scout has seen that nothing may be learned of the window."""
+        known = self._counts.get(start_ms)
+        return known is not None and not known.targets
+
     def read_catalog(self) -> CatalogSnapshot:
         """The catalogue as it stands; read again only if it changed."""
         if self.catalog.version != self._reader.version():

@@ -1,5 +1,7 @@
 """The metrics of training, each defined once. Rank 0 fills them in; labels are names that the code has."""
 
+from collections import deque
+
 from streaming.meters import Counter, Gauge, Histogram
 
 # A step of a small model on one core takes ten milliseconds, one of a large model with a text tower seconds.
@@ -10,7 +12,7 @@ STEP_SECONDS = Histogram(
 )
 LOSS = Gauge(
     "headrace_training_loss",
-    "Loss of the newest step; part: clean, adversarial, or total, the mix that was trained",
+    "Loss of the newest step; part: clean, or adversarial where that is trained",
     ("part",),
     multiprocess_mode="livemostrecent",
 )
@@ -35,3 +37,26 @@ QUARANTINED = Gauge(
     multiprocess_mode="livemostrecent",
 )
 SCREENED = Counter("headrace_screened_users", "Users of screened windows, by verdict", ("verdict",))
+
+_NEWEST_STEPS = 20  # over which the speed is told
+
+
+class StepMeter:
+    """What one round tells after each optimiser step."""
+
+    def __init__(self) -> None:
+        self._newest: deque[tuple[float, int]] = deque(maxlen=_NEWEST_STEPS)
+
+    def step(self, seconds: float, rows: int, clean: float, adversarial: float) -> None:
+        """A step is done.
+
+        Args:
+            seconds: it took. rows: histories in its global batch. clean, adversarial: losses; 0: there is none.
+        """
+        STEP_SECONDS.observe(seconds)
+        LOSS.labels("clean").set(clean)
+        if adversarial:
+            LOSS.labels("adversarial").set(adversarial)
+        self._newest.append((seconds, rows))
+        took, done = map(sum, zip(*self._newest, strict=True))
+        ROWS_PER_SECOND.set(done / took)

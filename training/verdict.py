@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from streaming.windows import iso
+from training import telemetry
 from training.bundle import load_bundle, save_bundle
 from training.config import ModelConfig
 from training.current_encoder import SavedEncoder
@@ -69,6 +70,7 @@ def settle(
         worker.registry.promote(plan.version, verdict.reason)
     else:
         worker.registry.reject(plan.version, verdict.reason)
+    telemetry.VERDICTS.labels("promoted" if verdict.promote else "rejected", verdict.cause).inc()
     log.info("%s %s: %s", plan.version, "promoted" if verdict.promote else "rejected", verdict.reason)
 
 

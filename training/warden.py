@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from streaming.trust import read_decisions, screened_windows, weights, write_trust
 from streaming.windows import WindowFiles, read_window
+from training import telemetry
 from training.config import TrainingSettings
 from training.data import Sequences, from_window
 from training.progress import PopularityCounts, Progress
@@ -78,6 +79,13 @@ class Warden:
             found.reasons,
             detector=self._told,
         )
+        for verdict, users in (
+            ("trusted", len(sequences) - len(found.doubted)),
+            ("doubted", len(found.doubted) - int(held.sum())),
+            ("quarantined", int(held.sum())),
+        ):
+            telemetry.SCREENED.labels(verdict).inc(users)
+        telemetry.QUARANTINED.set(int(held.sum()))
         if held.any():
             log.warning(
                 "window %s: %d of %d users are held in quarantine", window.name, held.sum(), len(sequences)
