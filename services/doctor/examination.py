@@ -28,7 +28,7 @@ _MACHINE: Mapping[str, Sequence[Check]] = {
 _SETTINGS: Mapping[str, Sequence[Callable[[Settings], Iterable[Finding]]]] = {
     "python": (packages.check_extras,),
     "machine": (computer.check_training,),
-    "ports": (ports.check_api_port, lambda _: ports.check_ray_ports()),
+    "ports": (ports.check_api_port, ports.check_metrics_port, lambda _: ports.check_ray_ports()),
     "data": (storage.check_data_dir, storage.check_holders),
     "models": (models.check_text_encoder, models.check_model),
     "kafka": (broker.check_broker,),

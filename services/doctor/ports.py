@@ -39,6 +39,26 @@ def check_api_port(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def check_metrics_port(settings: Settings) -> Iterator[Finding]:
+    """Whether the exporter can listen, or does already."""
+    metrics, what = settings.metrics, "port of the metrics"
+    if not metrics.enabled or metrics.port == 0:
+        yield ok(what, "off" if not metrics.enabled else "any free one")
+    elif is_free(metrics.host, metrics.port):
+        yield ok(what, f"{metrics.port} is free")
+    else:
+        owners = listeners().get(metrics.port, [])
+        seen = f"{metrics.port} is taken by {whose({metrics.port: owners}, metrics.port)}"
+        if _ours(owners):
+            yield ok(what, seen)
+        else:
+            yield warning(
+                what,
+                seen,
+                "stop that one, or set metrics.port to another: Headrace runs, but cannot be scraped",
+            )
+
+
 def check_ray_ports() -> Iterator[Finding]:
     """Ports of Ray: another Ray on this machine, and strangers among the ports that replicas get."""
     if "RAY_ADDRESS" in os.environ and not _in_cluster():

@@ -413,6 +413,14 @@ def test_a_headrace_that_serves_is_no_fault(settings, monkeypatch):
         assert bad(ports.check_api_port(settings)) == []
 
 
+def test_the_port_of_the_metrics_only_warns(settings):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = changed(settings, "metrics", port=stranger.getsockname()[1])
+        assert [level for _, level, _ in bad(ports.check_metrics_port(taken))] == ["warning"]
+        assert bad(ports.check_metrics_port(changed(taken, "metrics", enabled=False))) == []
+    assert bad(ports.check_metrics_port(taken)) == []
+
+
 def test_strangers_among_the_ports_of_replicas(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
@@ -423,10 +431,25 @@ def test_strangers_among_the_ports_of_replicas(monkeypatch):
 
 
 def test_another_rays_address_is_an_error_outside_a_cluster(monkeypatch):
+    def told():
+        return [finding.seen for finding in ports.check_ray_ports() if finding.what == "RAY_ADDRESS"]
+
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert bad(ports.check_ray_ports())[0] == ("RAY_ADDRESS", "error", "is set to 10.0.0.1:6379")
+    assert told() == ["is set to 10.0.0.1:6379"]
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.2")
-    assert [what for what, *_ in bad(ports.check_ray_ports())] in ([], ["ephemeral ports"])
+    assert told() == []
+
+
+def test_ephemeral_ports_matter_on_a_cluster(monkeypatch, tmp_path):
+    monkeypatch.setattr(ports, "_EPHEMERAL", tmp_path / "range")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.2")
+
+    def level(text):
+        (tmp_path / "range").write_text(text)
+        return [finding.level for finding in ports.check_ray_ports() if finding.what == "ephemeral ports"]
+
+    assert level("32768\t60999\n") == ["warning"]
+    assert level("41001\t52000\n") == ["ok"]
 
 
 # packages, models, and what is elsewhere
