@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from services import layout
 from services.layout import Hosting
+from services.named import NAMESPACE, kill, logged, named_actors
 from services.settings import Settings
 from streaming.batcher import Layout, ShardRoute
 from streaming.cataloguer import Cataloguer
@@ -31,33 +32,25 @@ from training.learner import Learner
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "headrace"
 _STOP_TIMEOUT_S = 15.0
 _HOST_TIMEOUT_S = 120.0  # a restore from a snapshot may be part of it
 
 
 def fingerprint(settings: Settings) -> str:
     """Short name of the settings that the actors depend on."""
-    parts = (settings.data_dir.resolve(), settings.kafka, settings.streaming, settings.training)
+    parts = (
+        settings.data_dir.resolve(),
+        settings.kafka,
+        settings.streaming,
+        settings.training,
+        settings.log,
+    )
     return hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
-
-
-def named_actors() -> list[str]:
-    """Names of the pipeline's living actors."""
-    return [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
 
 
 def kill_actors(keep: str | None = None) -> int:
     """Kill the pipeline's actors, but for those of the fingerprint `keep`; returns how many."""
-    return sum(_kill(name) for name in named_actors() if not (keep and name.startswith(f"{keep}-")))
-
-
-def _kill(name: str) -> bool:
-    try:
-        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
-    except ValueError:  # it ended by itself in between
-        return False
-    return True
+    return sum(kill(name) for name in named_actors() if not (keep and name.startswith(f"{keep}-")))
 
 
 class Actors:
@@ -205,7 +198,7 @@ class Actors:
         if asked:
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=_STOP_TIMEOUT_S)
         for name in names:
-            _kill(name)
+            kill(name)
         self._wait_gone(names)
 
     def _release(self, name: str) -> None:
@@ -214,7 +207,7 @@ class Actors:
             ray.get(actor.close.remote(), timeout=_HOST_TIMEOUT_S)
         except (ValueError, RayActorError, GetTimeoutError) as error:
             log.warning("%s did not release its shards by itself: %s", name, error)
-        _kill(name)
+        kill(name)
         self._wait_gone([name])
 
     @staticmethod
@@ -238,7 +231,7 @@ class Actors:
             self.learner = None
 
     def _actor(self, name: str, cls: type, cpus: float, *arguments: Any) -> Any:
-        remote = ray.remote(cls).options(
+        remote = ray.remote(logged(cls, self._settings.log, name)).options(
             name=f"{self._prefix}-{name}",
             namespace=NAMESPACE,
             lifetime="detached",

@@ -14,11 +14,13 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from streaming.broker import free_port
+from streaming.meters import FOLDER
 
 _GRACE_S = 2.0
 
@@ -80,21 +82,40 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
     for name in ("ray", "ray.serve"):  # what they tell goes to their log files as well
         logging.getLogger(name).setLevel(logging.ERROR)
     on_term = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(session / "ray"),
-        namespace="headrace",
-    )
+    with _metrics_in(session / "metrics"):
+        ray.init(
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(session / "ray"),
+            namespace="headrace",
+        )
     signal.signal(signal.SIGTERM, on_term)  # Ray's own handler prints a stack trace and exits
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "logs"
     with contextlib.suppress(FileNotFoundError):
         link.unlink()
     link.symlink_to(session / "ray" / "session_latest" / "logs")
+
+
+@contextlib.contextmanager
+def _metrics_in(folder: Path) -> Iterator[None]:
+    """Have the processes that are started meanwhile keep their metrics in files, for the exporter.
+
+    This process keeps its own, as it chose when `streaming.meters` was imported. Where the environment names a folder
+    already, that one is taken.
+    """
+    if FOLDER in os.environ:
+        yield
+        return
+    folder.mkdir()
+    os.environ[FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER]
 
 
 def stop_ray() -> None:

@@ -12,8 +12,10 @@ from typing import Any, get_args, get_origin
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from services.metrics_config import MetricsSettings
 from serving.config import ServingSettings
 from streaming.config import KafkaSettings, StreamingSettings
+from streaming.logs import LogSettings
 from training.config import TrainingSettings
 
 
@@ -37,6 +39,8 @@ class Settings(BaseSettings):
     streaming: StreamingSettings = StreamingSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _what_is_shown_is_learned(self) -> "Settings":

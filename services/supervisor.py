@@ -17,14 +17,17 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from services import layout
-from services.actors import Actors
+from services.actors import Actors, fingerprint
 from services.attack_simulation import AttackSimulation
 from services.autoscale import Autoscaler
 from services.canary import CanaryWatch
+from services.exporters import Exporters
+from services.pipeline_meter import PipelineMeter
 from services.recent_users import RecentUsers
 from services.samples import Samples
 from services.settings import Settings
 from services.trust_push import TrustPush
+from streaming import logs
 from streaming.backup.snapshotter import SnapshotStats
 from streaming.kafka import ensure_topics
 from streaming.rows import NEVER
@@ -61,10 +64,13 @@ class Supervisor:
     """
 
     def __init__(self, settings: Settings) -> None:
+        logs.configure(settings.log, "supervisor")
         self._settings = settings
         self._actors = Actors(settings)
         self._registry = Registry(settings.data_dir / "models")
         self._canary = CanaryWatch(self._registry, settings.serving.canary)
+        self._exporters = Exporters(settings.metrics, settings.log, fingerprint(settings))
+        self._meter = PipelineMeter(settings.data_dir, self._registry)
         self._status: dict[str, Any] = {"phase": "starting", "actors": {}}
         self._rate = _Rate()
         self._problems: dict[str, str] = {}
@@ -144,9 +150,11 @@ class Supervisor:
                     checked_at = time.monotonic()
                     self._actors.assign()
                 self._rescale()
+                self._exporters.look()
                 self._status = self._observe()
                 self._samples.take(self._status)
                 self._trust.push(self._actors.shards, self._shard_stats)
+                self._meter.tell(self._status, self._states())
             except Exception as error:  # one bad round must not end the watch
                 log.exception("supervisor round failed")
                 self._status = self._status | {"error": f"{type(error).__name__}: {error}"}
@@ -246,12 +254,20 @@ class Supervisor:
             "canary": self._canary.status(),
             "attack": self._attack.status(),
             "actors": states,
+            "metrics": self._exporters.status(),
             "problems": self._problems
             | _errors(ingestors, catalog, snapshots)
+            | self._exporters.problems()
             | ({"trust": self._trust.problem} if self._trust.problem else {})
             | ({"canary": self._canary.problem} if self._canary.problem else {}),
             "observed_at": time.time(),
         }
+
+    def _states(self) -> dict[str, str]:
+        """up or down, of all actors by name."""
+        states: dict[str, str] = dict(self._status["actors"])
+        states["learner"] = "down" if self._learner_run is None else "up"
+        return states | self._exporters.states()
 
     def _ask(self, states: dict[str, str], kind: str, actors: list[Any], method: str) -> list[Any]:
         """All are asked at once, so that one that hangs costs a round ten seconds and not each of them."""
