@@ -5,14 +5,15 @@ from collections import deque
 from typing import Any
 
 EVERY_S = 2.0
-_KEPT = 300  # ten minutes
+_KEPT = 150  # five minutes
+_COLUMNS = ("at", "events_per_s", "lag", "applied", "users", "windows", "trained", "promoted")
 
 
 class Samples:
     """Numbers of the Supervisor's status every two seconds; columns of them on request."""
 
     def __init__(self) -> None:
-        self._rows: deque[tuple[float, float, int, int, int, int]] = deque(maxlen=_KEPT)
+        self._rows: deque[tuple[float | int, ...]] = deque(maxlen=_KEPT)
         self._due = 0.0
 
     def take(self, status: dict[str, Any]) -> None:
@@ -22,11 +23,15 @@ class Samples:
         if now < self._due or not events:
             return
         self._due = now + EVERY_S
+        models = status["models"]
         counts = status["lag"], events["applied"], status["users"], status["windows"]
-        self._rows.append((status["observed_at"], events["rate_per_s"], *counts))
+        self._rows.append(
+            (status["observed_at"], events["rate_per_s"], *counts, models["trained"], models["promoted"])
+        )
 
     def columns(self) -> dict[str, Any]:
         """As `serving.models.History` has it, oldest first."""
-        names = ("at", "events_per_s", "lag", "applied", "users", "windows")
         rows = list(self._rows)
-        return {"every_s": EVERY_S} | {name: [row[place] for row in rows] for place, name in enumerate(names)}
+        return {"every_s": EVERY_S} | {
+            name: [row[place] for row in rows] for place, name in enumerate(_COLUMNS)
+        }

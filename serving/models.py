@@ -374,6 +374,8 @@ class History(Answer):
     applied: list[int]
     users: list[int]
     windows: list[int] = Field(description="closed ones")
+    trained: list[int] = Field(description="models")
+    promoted: list[int] = Field(description="models")
 
 
 class AttackRequest(Request):

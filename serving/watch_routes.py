@@ -26,7 +26,7 @@ def watch_routes(pipeline: Pipeline, settings: ServingSettings) -> APIRouter:
         openapi_extra=require("read"),
     )
     async def history() -> History:
-        """Rate, lag and counts of the last ten minutes at most, since the supervisor started."""
+        """Rate, lag and counts of the last five minutes at most, since the supervisor started."""
         return History(**await pipeline.history())
 
     @router.get(

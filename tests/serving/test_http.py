@@ -39,7 +39,14 @@ class Running:
 
     async def history(self) -> dict[str, Any]:
         columns = {"at": [1.5e9, 1.5e9 + 2], "events_per_s": [49.5, 50.0], "lag": [7, 0]}
-        return columns | {"every_s": 2.0, "applied": [100, 200], "users": [3, 3], "windows": [1, 2]}
+        return columns | {
+            "every_s": 2.0,
+            "applied": [100, 200],
+            "users": [3, 3],
+            "windows": [1, 2],
+            "trained": [1, 1],
+            "promoted": [1, 1],
+        }
 
     async def recent_users(self, count: int) -> list[str]:
         return ["anna", "bert", "carl"][:count]
