@@ -220,7 +220,10 @@ CASES = {
         silent=verdicts(promoted=then(3, 4, last=100), rejected=ramp(0.1)),
     ),
     "HeadraceRobustnessFell": Case(
-        fires={ROBUSTNESS: then(0.2, 0.15, last=45)}, silent={ROBUSTNESS: then(0.2, 0.17, last=45)}
+        fires={ROBUSTNESS: then(0.2, 0.15, last=45)},
+        silent={
+            ROBUSTNESS: f"{flat(0.2, 101)} {flat(0.17, 50)} {flat(0, 50)}"
+        },  # then one without the figure
     ),
     "HeadraceQuarantineSurge": Case(fires=screened(1000, 30), silent=screened(1000, 10)),
     "HeadraceExporterGone": Case(
