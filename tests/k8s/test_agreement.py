@@ -105,10 +105,22 @@ def test_the_settings_are_accepted_and_fit_the_pods(variant, monkeypatch, tmp_pa
             assert file is None or str(file) in projected_files(found[name])
         url = settings.streaming.snapshots.url or ""
         assert not url.startswith("file://") or url.removeprefix("file://") in mounted
+        assert settings.metrics.enabled
+        assert settings.metrics.host == "0.0.0.0"
+        [exporter] = [port for port in container_ports(found[name]) if port["name"] == "metrics"]
+        assert settings.metrics.port == exporter["containerPort"]
     serve = yaml.safe_load(ray_service(render(variant))["spec"]["serveConfigV2"])
     assert serve["http_options"] == {"host": settings.serving.host, "port": settings.serving.port}
     if settings.training.use_gpu:
         assert found["gpu"]["maxReplicas"] >= settings.training.num_workers
+
+
+def test_every_pod_has_the_folder_for_metrics_before_ray_starts():
+    for group in groups(render("base")).values():  # the head too: it imports the code that defines them
+        mount = mounts(group)[environment(render("base"), "cpu")["PROMETHEUS_MULTIPROC_DIR"]]
+        [volume] = [v for v in group["template"]["spec"]["volumes"] if v["name"] == mount["name"]]
+        assert "emptyDir" in volume
+        assert not mount.get("readOnly")
 
 
 def container_ports(group: Document) -> list[Document]:
