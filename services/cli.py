@@ -22,6 +22,7 @@ from services.commands.quarantine import app as quarantine_app
 from services.commands.restore import restore, snapshots
 from services.commands.robustness import robustness
 from services.commands.scale import scale
+from services.commands.size import size
 
 app = typer.Typer(
     name="headrace",
@@ -47,6 +48,7 @@ app.command()(robustness)
 app.command()(inspect)
 app.command()(restore)
 app.command()(scale)
+app.command()(size)
 
 
 def main() -> None:
