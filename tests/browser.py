@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its DevTools protocol over a websocket: real keys, real clicks, and what it complains of.
+"""A headless Chromium, driven through its DevTools protocol: real keys, real clicks, and what it complains of.
 
 A hundred lines in place of a driver package, which would bring a server of its own (or a browser of its own version).
 """
