@@ -9,6 +9,7 @@ response rendered by hand beat by 6 µs only.
 """
 
 import asyncio
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -40,6 +41,8 @@ from serving.ports import EventSink, Pipeline
 from serving.problems import describe
 from serving.ranking import Answered
 from serving.security.routes import PUBLIC, GuardedRoute, require
+from streaming import exposition
+from streaming.meters import folder, since
 
 _THREAD_FROM = 16  # a batch this large takes long enough to leave the event loop to others
 
@@ -279,14 +282,16 @@ def operation_routes(
 
     @router.get(
         "/metrics",
-        summary="Prometheus metrics of this replica",
+        summary="Prometheus metrics",
         response_class=Response,
         openapi_extra=PUBLIC,
     )
     async def prometheus() -> Response:
-        """Text exposition format."""
+        """Text exposition format: of all processes on this node that share their metrics, else of this one."""
         age_s = recommender.model_state().age_s
-        metrics.MODEL_AGE_SECONDS.set(float("nan") if age_s is None else age_s)
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        since(metrics.MODEL_AGE_SECONDS, None if age_s is None else time.time() - age_s)
+        shared = folder()
+        text = generate_latest() if shared is None else await asyncio.to_thread(exposition.text, shared)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming.config import StreamingSettings
+from streaming.logs import installed
 from training.config import TrainingSettings
 from training.status import read_status, write_status
 
@@ -94,6 +95,7 @@ class Learner:
                 "data_dir": str(self.data_dir),
                 "streaming": self.streaming.model_dump(mode="json"),
                 "training": settings.model_dump(mode="json"),
+                "log": logs.model_dump() if (logs := installed()) else None,
             },
             torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
             scaling_config=ScalingConfig(

@@ -32,8 +32,10 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from streaming import logs
 from streaming.config import StreamingSettings
 from streaming.journal import append_line
+from streaming.logs import LogSettings
 from streaming.windows import complete_windows, iso
 from training import engine as engines
 from training import telemetry
@@ -65,7 +67,7 @@ def train_loop(config: dict[str, Any]) -> None:
     """Entry of every Ray Train worker.
 
     Args:
-        config: ``data_dir`` str, ``streaming`` and ``training`` settings as plain dicts.
+        config: ``data_dir`` str, ``streaming`` and ``training`` settings as plain dicts; ``log`` likewise or None.
     """
     import ray.train
 
@@ -73,6 +75,10 @@ def train_loop(config: dict[str, Any]) -> None:
     settings = TrainingSettings.model_validate(config["training"])
     data_dir = Path(config["data_dir"])
     rank = ray.train.get_context().get_world_rank()
+    if config.get("log"):
+        logs.configure(LogSettings.model_validate(config["log"]), f"trainer-{rank}")
+    if rank == 0:
+        telemetry.tell_zeros()
     with StatusWriter(data_dir, enabled=rank == 0) as status:
         status.update(phase="loading", detail="starting the training engine", progress=0.0)
         try:
@@ -113,11 +119,12 @@ class Worker:
         if self.progress.plan and self.agree(self._verdict_is_missing()):
             self._judge(self.progress.plan)
         while (plan := self._next_plan()) is not None:
-            self._catch_up_with_registry()
-            if not self._train(plan):
-                return
-            self._report(plan)
-            self._judge(plan)
+            with logs.about_window(iso(plan.train[-1])):
+                self._catch_up_with_registry()
+                if not self._train(plan):
+                    return
+                self._report(plan)
+                self._judge(plan)
 
     def agree(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -38,6 +38,31 @@ QUARANTINED = Gauge(
 )
 SCREENED = Counter("headrace_screened_users", "Users of screened windows, by verdict", ("verdict",))
 
+CAUSES = {  # what may decide a verdict, see `training.gate.Cause`
+    "promoted": ("first_model", "no_worse"),
+    "rejected": (
+        "not_finite",
+        "popularity",
+        "ndcg",
+        "attacked_ndcg",
+        "pushed_item",
+        "exposure",
+        "overlap",
+    ),
+}
+
+
+def tell_zeros() -> None:
+    """Show the counters before anything is counted: what appears with its first count has no growth to see."""
+    for outcome in ("trained", "skipped"):
+        WINDOWS.labels(outcome)
+    for verdict in ("trusted", "doubted", "quarantined"):
+        SCREENED.labels(verdict)
+    for verdict, causes in CAUSES.items():
+        for cause in causes:
+            VERDICTS.labels(verdict, cause)
+
+
 _NEWEST_STEPS = 20  # over which the speed is told
 
 

@@ -48,6 +48,9 @@ class Snapshotter:
         self._state_dir, self._settings = state_dir, settings
         snapshots = settings.snapshots
         self._store = SnapshotStore(snapshots) if snapshots.url is not None else None
+        if self._store is not None:
+            for outcome in metrics.SNAPSHOT_OUTCOMES:
+                metrics.SNAPSHOTS.labels(outcome)  # a zero that is told
         self._due: dict[int, float] = {}
         self._newest: dict[int, tuple[float, int, float]] = {}  # shard: (time, bytes, seconds)
         self._stats = SnapshotStats()
