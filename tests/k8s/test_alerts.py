@@ -132,7 +132,7 @@ def test_no_alert_is_explained_that_is_not_there():
 
 
 def test_runbooks_name_settings_and_commands_that_exist():
-    settings = re.findall(r"`((?:streaming|serving|training|kafka)\.[a-z_.]+)`", RUNBOOKS)
+    settings = re.findall(r"`((?:streaming|serving|training|kafka|metrics)\.[a-z_.]+)`", RUNBOOKS)
     assert len(settings) > 5
     for setting in settings:
         assert is_setting(f"HEADRACE_{setting.upper().replace('.', '__')}"), setting
