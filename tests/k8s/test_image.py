@@ -1,8 +1,10 @@
 """The Dockerfile: clean for hadolint, and built of nothing that is not pinned or not sent to the builder."""
 
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from tests.k8s.rendering import ROOT
@@ -51,3 +53,42 @@ def test_dependencies_are_a_layer_below_the_code():
     assert {f"COPY {name} {name}" for name in ("streaming", "training", "serving", "services")} <= set(
         DOCKERFILE.splitlines()
     )
+
+
+def test_what_is_installed_from_the_copied_files_is_whole(tmp_path):
+    """The build's own steps for the code: what COPY brings, made into a wheel without asking any index."""
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
+        for source in line.split():
+            found = ROOT / source
+            if found.is_dir():
+                shutil.copytree(found, tmp_path / source, ignore=skip)
+            else:
+                shutil.copy(found, tmp_path / source)
+    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            *offline,
+            "--wheel-dir",
+            str(tmp_path / "dist"),
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("streaming", "training", "serving", "services"):
+        files = {
+            path.relative_to(tmp_path).as_posix()
+            for path in (tmp_path / package).rglob("*")
+            if path.is_file()
+        }
+        assert files - held == set(), package
