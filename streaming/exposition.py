@@ -117,16 +117,20 @@ def values_of(file: MetricFile) -> Iterator[tuple[str, float, float]]:
 
 def collect(folder: Path) -> list[Metric]:
     """The metrics of this node."""
-    for _ in range(_TRIES):  # a fold in between renames files; then it is to be read again
+    for _ in range(_TRIES):  # a fold meanwhile renames files, and a listing may have missed one: read again
         files, merged = counted(folder), _Merged(time.time())
         try:
             for file in files:
                 merged.add(file)
         except FileNotFoundError:
             continue
-        if {file for file in files if file.kind != "gauge"} <= counted(folder):
+        if _totals(files) == _totals(counted(folder)):
             break
     return merged.metrics()
+
+
+def _totals(files: Iterable[MetricFile]) -> set[MetricFile]:
+    return {file for file in files if file.kind != "gauge"}
 
 
 def text(folder: Path) -> bytes:

@@ -214,6 +214,19 @@ def test_who_reads_while_files_are_folded_sees_no_total_go_down(tmp_path):
     assert totals_of_counters(tmp_path) == 5050
 
 
+def test_what_a_listing_missed_while_it_was_renamed_is_read_after_all(tmp_path, monkeypatch):
+    for process in (1, 2):
+        write(tmp_path / f"counter_{process}-1.db", 1)
+    listed, complete = [], exposition.files_of
+
+    def files_of(folder):
+        listed.append(complete(folder))
+        return listed[-1][1:] if len(listed) == 1 else listed[-1]
+
+    monkeypatch.setattr(exposition, "files_of", files_of)
+    assert totals_of_counters(tmp_path) == 2
+
+
 def totals_of_counters(folder):
     return shown(exposition.text(folder))["headrace_events_total",]
 
