@@ -21,6 +21,10 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s %(role)s%(about)s %(message)s"
 _JSON = "%(levelname)s %(name)s %(message)s %(role)s %(process)d"
 _RENAMED = {"levelname": "level", "name": "logger", "process": "pid", "exc_info": "error"}
 
+_NOTHING = (None, "-")
+
+log = logging.getLogger(__name__)
+
 _window: ContextVar[str | None] = ContextVar("window", default=None)
 
 Context = Callable[[], str | None]
@@ -39,7 +43,7 @@ class _About(logging.Filter):
     """Gives each record the role of the process and what it is about.
 
     Args:
-        role: of the process. context: by name, what gives the present value; None: there is none.
+        role: of the process. context: by name, what gives the present value.
     """
 
     def __init__(self, role: str, context: dict[str, Context]) -> None:
@@ -48,7 +52,7 @@ class _About(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter.filter`."""
-        about = {name: value for name, read in self._context.items() if (value := read()) is not None}
+        about = {name: value for name, read in self._context.items() if (value := read()) not in _NOTHING}
         vars(record).update(about)  # JSON shows whatever a record has beyond the usual
         record.role = self._role
         record.about = "".join(f" {name}={value}" for name, value in about.items())
@@ -82,7 +86,8 @@ def configure(settings: LogSettings, role: str, **context: Context) -> None:
     Args:
         settings: form and level.
         role: of this process: supervisor, shard-0, api...
-        context: by the name it gets in a line, what says what the present line is about, such as a request.
+        context: by the name it gets in a line, what says what the present line is about, such as a request; None or
+            a dash: nothing.
     """
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, Handler)]:
@@ -90,6 +95,7 @@ def configure(settings: LogSettings, role: str, **context: Context) -> None:
     root.addHandler(Handler(settings, role, {"window": _window.get, **context}))
     for package in PACKAGES:
         logging.getLogger(package).setLevel(settings.level)
+    log.info("this process is %s", role)
 
 
 def installed() -> LogSettings | None:
