@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from streaming import environment
+from streaming import environment, metrics
 from streaming.anchors import Anchors, Guard
 from streaming.hashing import UInt64, hash_one
 
@@ -120,6 +120,7 @@ class CatalogStore:
         self, changes: Sequence[tuple[str, Item | None]], partition: int, upto_offset: int, rejected: int = 0
     ) -> None:
         """Write items (None deletes, the vector and its anchor as well) and the offset in one transaction."""
+        known = asked = 0  # texts
         with self._env.begin(write=True) as txn:
             for item_id, item in changes:
                 key = hash_one(item_id).to_bytes(8, "big")
@@ -128,6 +129,7 @@ class CatalogStore:
                     txn.delete(key, db=self._vectors)  # else the same text added again would not be encoded
                     self._anchors.drop(txn, [key])
                 else:
+                    asked, known = asked + 1, known + self._has_vector(txn, key, item)
                     txn.put(key, item.model_dump_json().encode(), db=self._items)
             applied = json.loads(txn.get(b"applied", db=self._meta) or b"{}")
             applied[str(partition)] = upto_offset
@@ -136,6 +138,15 @@ class CatalogStore:
                 _count(txn, self._meta, b"rejected", rejected)
             if changes:
                 _count(txn, self._meta, b"version", 1)
+        metrics.CACHE_REQUESTS.labels("text_vectors", "hit").inc(known)
+        metrics.CACHE_REQUESTS.labels("text_vectors", "miss").inc(asked - known)
+
+    def _has_vector(self, txn: Any, key: bytes, item: Item) -> bool:
+        """Whether the item's text is one that has a vector already."""
+        before = txn.get(key, db=self._items)
+        if before is None or txn.get(key, db=self._vectors) is None:
+            return False
+        return Item.model_validate_json(before).text() == item.text()
 
     def missing(self, fingerprint: str, limit: int, guard: Guard | None = None) -> list[tuple[bytes, str]]:
         """Items whose text has no vector of this encoder and guard yet, at most `limit`: (key, text)."""

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from streaming.batch import ActorBatch
+from streaming.catalog import CatalogStore, Item
 from streaming.config import StreamingSettings, WindowSettings
 from streaming.meters import MOMENT, Counter, Gauge, Histogram, observe_many, present, since
 from streaming.shard import Shard
@@ -190,3 +191,17 @@ def test_labels_are_of_the_settings_and_the_code_alone():
         for metric in vars(module).values():
             if isinstance(metric, Counter | Gauge | Histogram):
                 assert set(metric._labelnames) <= allowed
+
+
+def test_texts_that_have_a_vector_already_are_hits(tmp_path):
+    told, store = Told(), CatalogStore(tmp_path, 0.1)
+    item = Item(item_id="a", title="one")
+    store.apply([("a", item), ("b", Item(item_id="b", title="two"))], 0, 1)
+    store.put_vectors("v1", store.missing("v1", 10), np.ones((2, 3), np.float32))
+    store.apply(
+        [("a", item.model_copy(update={"available": False})), ("b", Item(item_id="b", title="2"))], 0, 3
+    )
+    store.apply([("a", None)], 0, 4)
+    assert told("cache_requests_total", cache="text_vectors", outcome="hit") == 1
+    assert told("cache_requests_total", cache="text_vectors", outcome="miss") == 3
+    store.close()
