@@ -39,6 +39,7 @@ def settings_for(broker: str, data_dir: Path, name: str, **streaming: Any) -> Se
     return make_settings(
         {
             "data_dir": data_dir,
+            "metrics": {"port": 0},  # another system may run beside
             "kafka": {
                 "bootstrap_servers": broker,
                 "items_topic": f"{name}.items",
