@@ -15,6 +15,8 @@ _REQUEST_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05
 # Stages are parts of a request: tens of microseconds to a few milliseconds.
 _STAGE_BUCKETS = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 REQUEST_SECONDS = Histogram(
     "headrace_request_duration_seconds",
     "Duration of an HTTP request inside the replica",
@@ -61,6 +63,11 @@ def show_model(version: str | None, kind: str, created_at: float | None = None) 
     """
     present(MODEL_INFO, {(version or "none", kind): 1})
     since(MODEL_AGE_SECONDS, created_at)
+
+
+def method_label(method: str) -> str:
+    """An HTTP method as a label: callers may send any word."""
+    return method if method in _METHODS else "other"
 
 
 class RequestWindow:
