@@ -5,7 +5,6 @@ notices actors that stay gone, partitions that were added, lag that asks for mor
 brings the shards the trust of their users (`services.trust_push`), and decides about canaries (`services.canary`).
 """
 
-import asyncio
 import logging
 import threading
 import time
@@ -111,9 +110,9 @@ class Supervisor:
         """The last minutes in columns; see `services.samples`."""
         return self._samples.columns()
 
-    async def recent_users(self, count: int) -> dict[str, list[str]]:
+    def recent_users(self, count: int) -> dict[str, list[str]]:
         """Users whom the newest events are of; see `services.recent_users`."""
-        return {"users": await asyncio.to_thread(self._recent_users.newest, count)}
+        return {"users": self._recent_users.newest(count)}
 
     def attack(self, order: dict[str, Any]) -> dict[str, int]:
         """Send fake users; see `services.attack_simulation`.

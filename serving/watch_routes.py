@@ -39,7 +39,7 @@ def watch_routes(pipeline: Pipeline, settings: ServingSettings) -> APIRouter:
     async def users(
         limit: Annotated[int, Query(ge=1, le=200, description="at most so many")] = _USERS,
     ) -> RecentUsers:
-        """Users whom the newest events in the stream are of; a few seconds old."""
+        """Users whom the newest events in the stream are of; some seconds old, and none at the very first request."""
         return RecentUsers(users=await pipeline.recent_users(limit))
 
     @router.post(

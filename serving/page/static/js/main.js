@@ -129,5 +129,8 @@ const quietly = () => {}; // the first poll tells what is wrong
 await remember().catch(quietly);
 new Poll(async () => { await stats(); banner(""); }, 1000, silent);
 new Poll(scrape, 4000, quietly);
-new Poll(() => trial.offer(), 15_000, quietly);
+const users = new Poll(async () => {
+  const offered = await trial.offer();
+  users.everyMs = offered ? 20_000 : 1500;
+}, 1500, quietly);
 new Poll(() => trial.refresh(), 5000, quietly);

@@ -37,7 +37,7 @@ export function know(offered = []) {
   types = offered;
 }
 
-/** Offer users; the first of them is shown where nobody is yet. */
+/** Offer users, and return how many; the first of them is shown where nobody is yet. */
 export async function offer() {
   const { users } = await api.get("/v1/users?limit=40");
   $("users").replaceChildren(...users.map((id) => h("option", { value: id })));
@@ -45,6 +45,7 @@ export async function offer() {
     $("chips").replaceChildren(...users.slice(0, CHIPS).map((id) => h("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => show(id) }, id)));
   }
   if (user === null && users.length) await show(users[0]);
+  return users.length;
 }
 
 /** Look again, for what the stream brought in the meantime, unless somebody is about to click. */
