@@ -23,6 +23,7 @@ def pipeline_application(settings: Settings) -> serve.Application:
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=5,
+        logging_config={"encoding": settings.log.format.upper()},  # of Serve's own lines
     )(Supervisor)
     return deployment.bind(settings)
 
