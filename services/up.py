@@ -33,7 +33,9 @@ def run_until_stopped(settings: Settings, console: Console, halt: threading.Even
         base = run(settings)
         client = ApiClient(base)
         wait_until(client.alive, _READY_TIMEOUT_S, "the API's first answer")
-        console.print(f"page {base}/   API docs {base}/docs   data {settings.data_dir.resolve()}   Ctrl-C stops")
+        console.print(
+            f"page {base}/   API docs {base}/docs   data {settings.data_dir.resolve()}   Ctrl-C stops"
+        )
         while not stop.wait(_REPORT_EVERY_S):
             _print_status(console, client)
     except KeyboardInterrupt:
