@@ -66,9 +66,10 @@ robustness: $(READY) ## attacks on a model with and without defences: DATASET=fo
 	@$(BIN)/headrace robustness --dataset $(DATASET) $(ROBUST_SETTINGS) $(if $(REPORT),--report $(REPORT)) \
 	  $(if $(SMALL),--seeds 0 --texts keywords --threads 1)
 
-results: $(READY) ## rebuild docs/results.md and docs/robustness.md from the reports in docs/results
+results: $(READY) ## rebuild docs/results.md, docs/robustness.md and the sizing table from the reports in docs/results
 	@$(BIN)/python -m tests.bench.results
 	@$(BIN)/python -m tests.bench.robustness
+	@$(BIN)/python -m tests.bench.sizing_table
 
 faults: $(READY) ## 50 kills and cut connections during 300,000 events: what was lost or doubled
 	@$(BIN)/python -m tests.faults $(if $(REPORT),--report $(REPORT))

@@ -34,7 +34,8 @@ FETCH_BYTES = (
 )  # one fetch in the works and one being read: what a consumer may hold, twice this
 
 
-def _connection(settings: KafkaSettings) -> dict[str, Any]:
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """What every client of kafka-python is given: servers, times and security."""
     return {
         "bootstrap_servers": [server.strip() for server in settings.bootstrap_servers.split(",")],
         "client_id": settings.client_id,
@@ -70,7 +71,7 @@ def check_connection(settings: KafkaSettings) -> None:
     """
     probe(settings)
     with translated(settings, "connect"):
-        KafkaAdminClient(**_connection(settings)).close()
+        KafkaAdminClient(**client_options(settings)).close()
 
 
 def make_producer(settings: KafkaSettings, *, linger_ms: int = 2) -> KafkaProducer:
@@ -81,7 +82,7 @@ def make_producer(settings: KafkaSettings, *, linger_ms: int = 2) -> KafkaProduc
     """
     with translated(settings, "connect a producer"):
         return KafkaProducer(
-            **_connection(settings),
+            **client_options(settings),
             acks="all",
             enable_idempotence=True,
             linger_ms=linger_ms,
@@ -107,7 +108,7 @@ def make_consumer(
     """
     with translated(settings, "connect a consumer"):
         return KafkaConsumer(
-            **_connection(settings),
+            **client_options(settings),
             group_id=settings.group_id,
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -127,7 +128,7 @@ def ensure_topics(settings: KafkaSettings, events: Sequence[str] = ("events",)) 
     """Create the topics of events, items and dead letters that do not exist; existing ones are left as they are."""
     check_connection(settings)
     with translated(settings, "create topics"):
-        admin = KafkaAdminClient(**_connection(settings))
+        admin = KafkaAdminClient(**client_options(settings))
         try:
             existing = set(admin.list_topics())
             wanted = [
@@ -161,7 +162,7 @@ class TopicInfo:
 def topics_of(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, TopicInfo]:
     """Look topics up with one request; nothing is created by asking."""
     with translated(settings, f"look up {', '.join(map(repr, topics))}"):
-        admin = KafkaAdminClient(**_connection(settings))
+        admin = KafkaAdminClient(**client_options(settings))
         try:
             described = admin.describe_topics(list(topics)) if topics else []
         finally:

@@ -23,7 +23,7 @@ from services.topic_reader import TopicReader
 from streaming.config import KafkaSettings, Source
 from streaming.errors import BrokerError, StreamingError
 from streaming.events import EventDecoder
-from streaming.kafka import _connection, check_connection, make_consumer, make_producer, translated
+from streaming.kafka import check_connection, client_options, make_consumer, make_producer, translated
 
 _SAMPLE = 200  # newest records of a topic
 _SHARE_WANTED = 0.99  # of them that validate
@@ -40,7 +40,7 @@ def check_broker(settings: Settings) -> Iterator[Finding]:
         yield ok("broker", f"{kafka.bootstrap_servers} lets us in after {time.monotonic() - started:.1f} s")
         with (
             translated(kafka, "describe the topics"),
-            closing(KafkaAdminClient(**_connection(kafka))) as admin,
+            closing(KafkaAdminClient(**client_options(kafka))) as admin,
         ):
             brokers, found, hidden = _describe(admin, settings)
     except BrokerError as refused:

@@ -312,9 +312,9 @@ def test_kafka_users_may_do_what_the_product_does_and_no_more(monkeypatch, tmp_p
         for user in of_kind(documents, "KafkaUser")
     }
     assert granted[kafka.sasl_username or ""] == {
-        **{("topic", topic): {"Describe", "Read", "Write"} for topic in events},
-        ("topic", kafka.items_topic): {"Describe", "Read"},
-        ("topic", kafka.dead_letter_topic): {"Describe", "Read", "Write"},
+        **{("topic", topic): {"Describe", "DescribeConfigs", "Read", "Write"} for topic in events},
+        ("topic", kafka.items_topic): {"Describe", "DescribeConfigs", "Read"},
+        ("topic", kafka.dead_letter_topic): {"Describe", "DescribeConfigs", "Read", "Write"},
         ("group", kafka.group_id): {"Describe", "Read"},
     }
     assert granted["headrace-producer"] == {
