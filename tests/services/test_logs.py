@@ -18,6 +18,9 @@ from streaming.logs import LogSettings
 def _as_before():
     root = logging.getLogger()
     handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in logs.PACKAGES}
+    root.handlers[:] = [
+        one for one in handlers if not isinstance(one, logs.Handler)
+    ]  # a test before set one up
     yield
     root.handlers[:] = handlers
     for name, level in levels.items():
