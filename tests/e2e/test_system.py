@@ -1,137 +1,38 @@
-"""The whole system, small: broker, Ray, both applications, a learnable stream, HTTP.
-
-Users walk along a ring of items, so the next item is predictable from the last and popularity is useless.
-"""
+"""The whole system, small: broker, Ray, both applications, a learnable stream (`tests.e2e.ring`), HTTP."""
 
 import json
 
-import httpx
 import lmdb
 import numpy as np
 import pytest
-from ray import serve
 from typer.testing import CliRunner
 
-from services.actors import kill_actors
-from services.applications import run, wait_until
+from services.applications import wait_until
 from services.cli import app
-from services.settings import make_settings
 from streaming import environment
 from streaming.backup.snapshots import SnapshotStore
-from streaming.broker import free_port
 from streaming.catalog import CatalogReader
 from streaming.config import SnapshotSettings
 from streaming.hashing import hash_one
-from streaming.kafka import ensure_topics, make_producer
 from streaming.layout import shard_path, store_layout
 from streaming.windows import complete_windows, read_window
+from tests.e2e.ring import NUM_ITEMS, NUM_USERS, WINDOW_MS, ring_settings, ring_system
 from training.bundle import load_bundle, save_bundle
 from training.data import from_window
 from training.gate import Contender, judge, make_exam
 from training.items import ItemSlots, build_table
-from training.learner import request_stop
 from training.model import SequenceModel
 from training.registry import Registry
-
-NUM_ITEMS, NUM_USERS, WINDOW_MS = 60, 150, 100_000
-
-
-class System:
-    """The running system and its clients."""
-
-    def __init__(self, settings, base):
-        self.settings = settings
-        self.http = httpx.Client(base_url=base, timeout=10, trust_env=False)
-        self.producer = make_producer(settings.kafka)
-        self.place = np.arange(NUM_USERS) % NUM_ITEMS
-        self.time_ms = 1_000_000
-        self.sent = 0
-
-    def walk(self, rounds):
-        """Every user takes `rounds` steps along the ring; a round takes 20 s of event time."""
-        for _ in range(rounds):
-            for user in range(NUM_USERS):
-                self.place[user] = (self.place[user] + 1) % NUM_ITEMS
-                self.send(f"u{user}", f"i{self.place[user]}", self.time_ms + user)
-            self.time_ms += 20_000
-        self.producer.flush(timeout=30)
-
-    def send(self, user, item, time_ms):
-        self.sent += 1
-        event = {"event_id": f"{user}-{self.sent}", "user_id": user, "item_id": item, "type": "view"}
-        value = json.dumps(event | {"timestamp": time_ms}).encode()
-        return self.producer.send(self.settings.streaming.events_topic, value, key=user.encode())
-
-    def get(self, path, **params):
-        answer = self.http.get(path, params=params)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def recommend(self, user, **params):
-        return self.get(f"/v1/recommendations/{user}", **params)
-
-    def windows(self):
-        folder = self.settings.data_dir / "windows"
-        return complete_windows(folder, self.settings.streaming.logical_shards)
-
-    def close(self):
-        self.producer.close(timeout=1)
-        self.http.close()
 
 
 @pytest.fixture(scope="module")
 def system(broker, ray_session, tmp_path_factory):
-    kafka = {name: f"system.{name}" for name in ("items_topic", "dead_letter_topic")}
-    settings = make_settings(
-        {
-            "data_dir": tmp_path_factory.mktemp("system"),
-            "kafka": kafka | {"bootstrap_servers": broker, "partitions": 2},
-            "streaming": {
-                "sources": [{"topic": "system.events"}],
-                "max_past_s": 4e9,
-                "logical_shards": 2,
-                "map_size_gib": 0.25,
-                "sequence_length": 20,
-                "windows": {"length_s": WINDOW_MS / 1000, "lateness_s": 0},
-            },
-            "training": {
-                "model": {
-                    "dim": 32,
-                    "blocks": 1,
-                    "heads": 1,
-                    "length": 20,
-                    "id_capacity": 256,
-                    "repeats": "plain",
-                },
-                "gate": {
-                    "min_targets": 50,
-                    "unseen_only": False,
-                    "ndcg_tolerance": 0.3,
-                    "attacked_ndcg_tolerance": 0.5,
-                },
-                "min_initial_windows": 3,
-                "initial_events": 20 * NUM_USERS,
-                "initial_epochs": 60,
-                "max_seconds_initial": 20,
-                "max_seconds_per_window": 5,
-            },
-            "serving": {"port": free_port(), "admin_open": True, "stream_clock": True},
-        }
-    )
-    ensure_topics(settings.kafka, [settings.streaming.events_topic])
-    base = run(settings)
-    running = System(settings, base)
-    for item in range(NUM_ITEMS):
-        value = json.dumps(
-            {"item_id": f"i{item}", "title": f"Stop number {item}", "categories": ["ring"]}
-        ).encode()
-        running.producer.send(settings.kafka.items_topic, value, key=f"i{item}".encode())
-    running.producer.flush(timeout=10)
-    yield running
-    request_stop(settings.data_dir)
-    running.close()
-    kill_actors()
-    serve.shutdown()
+    training = {"min_initial_windows": 3, "initial_events": 20 * NUM_USERS, "initial_epochs": 60}
+    folder = tmp_path_factory.mktemp("system")
+    with ring_system(
+        ring_settings(broker, folder, "system", training | {"max_seconds_initial": 20})
+    ) as running:
+        yield running
 
 
 def test_before_any_model_it_answers_from_popularity(system):

@@ -26,7 +26,8 @@ export function keep(value) {
 
 async function answered(path, { method = "GET", body, timeout = 10_000, cache = "no-store" } = {}) {
   const headers = {};
-  if (key()) headers.Authorization = `Bearer ${key()}`;
+  const sent = key();
+  if (sent) headers.Authorization = `Bearer ${sent}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response;
   try {
@@ -40,7 +41,7 @@ async function answered(path, { method = "GET", body, timeout = 10_000, cache = 
   if (response.ok) return response;
   let problem = null;
   try { problem = await response.json(); } catch { /* not of the API's making, say a proxy's */ }
-  if (response.status === 401) dispatchEvent(new CustomEvent("keyless", { detail: problem?.detail }));
+  if (response.status === 401 && key() === sent) dispatchEvent(new CustomEvent("keyless", { detail: problem?.detail }));
   throw new Refusal(response.status, problem);
 }
 

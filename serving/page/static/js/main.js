@@ -127,6 +127,7 @@ trial.start();
 $("chart-grid").replaceChildren(...Object.values(charts).map((chart) => h("div", { class: "card" }, chart.element)));
 const quietly = () => {}; // the first poll tells what is wrong
 await remember().catch(quietly);
+addEventListener("rekeyed", () => remember().catch(quietly));
 new Poll(async () => { await stats(); banner(""); }, 1000, silent);
 new Poll(scrape, 4000, quietly);
 const users = new Poll(async () => {
