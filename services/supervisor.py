@@ -41,6 +41,7 @@ _TICK_S = 0.5
 _CALL_TIMEOUT_S = 10.0
 _PARTITIONS_EVERY_S = 10.0
 _LEARNER_RETRY_S = 5.0
+_LEARNER_WELL_S = 60.0  # a run that lasts this long has got over what ended the one before
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Supervisor:
         self._attack = AttackSimulation(settings)
         self._stop, self._wake = threading.Event(), threading.Event()
         self._learner_run: Any = None
-        self._learner_retry_at = 0.0
+        self._learner_retry_at = self._learner_well_at = 0.0
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
@@ -183,8 +184,11 @@ class Supervisor:
         if self._learner_run is None:
             if time.monotonic() >= self._learner_retry_at:
                 self._learner_run = self._actors.start_learner()
+                self._learner_well_at = time.monotonic() + _LEARNER_WELL_S
             return
         done, _ = ray.wait([self._learner_run], timeout=0)
+        if not done and time.monotonic() >= self._learner_well_at:
+            self._problems.pop("learner", None)
         if done:
             try:
                 ray.get(done[0], timeout=1)
