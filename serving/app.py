@@ -30,6 +30,7 @@ from serving.impressions import ImpressionLog
 from serving.metrics import REQUEST_SECONDS, RequestWindow
 from serving.page.routes import page_routes
 from serving.ports import EventSink, KafkaSink, Pipeline, ServePipeline
+from serving.request_traces import Traced
 from serving.routes import model_routes, operation_routes, recommendation_routes, user_routes
 from serving.security.guard import Guard
 from serving.watch_routes import watch_routes
@@ -130,6 +131,8 @@ def build_app(
     app.surround(FastLane, batcher=batcher, limits=recommender.limits, guard=guard)
     envelope.install(app, guard, settings.security, name_answers)
     app.surround(Measured, window=window)
+    if recommender.tracer is not None:
+        app.surround(Traced, tracer=recommender.tracer)
     return app
 
 

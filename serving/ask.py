@@ -1,9 +1,10 @@
 """One ranking as the engine takes it, whichever route it came by, and what comes of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.models import InlineEvent, RankRequest, RecommendationQuery, RecommendationRequest
+from streaming import traces
 
 
 @dataclass(slots=True)  # made for each request: frozen ones take three times as long
@@ -19,6 +20,7 @@ class Ask:
         cursor: where the page before ended. session: a name that an anonymous session keeps, for experiments.
         place: where the ranking stands in the body of the request, for errors: ``/requests/3``.
         request_id: of the HTTP request. tags: entity tags that the caller knows.
+        trace: traceparent of the request, where that is traced.
     """
 
     user_id: str | None = None
@@ -35,6 +37,7 @@ class Ask:
     place: str = ""
     request_id: str | None = None
     tags: str | None = None
+    trace: str | None = field(default_factory=traces.current.get)
 
     @classmethod
     def by_query(

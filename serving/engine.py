@@ -40,6 +40,7 @@ from serving.pages import Cursor, check_same_list, cursor_of, known, list_tag, p
 from serving.policy import popular_reasons, reasons
 from serving.ranking import Answered, Ranking
 from serving.refresh import Refresher
+from serving.request_traces import stages, stages_told
 from serving.rules import CompiledRules
 from serving.snapshot import Snapshot
 from serving.user_encoder import Floats
@@ -47,6 +48,7 @@ from streaming.config import StreamingSettings
 from streaming.hashing import hash_one
 from streaming.reader import StateReader
 from streaming.rows import Int64
+from streaming.traces import make_tracer
 from training.errors import RegistryError
 from training.registry import Registry
 
@@ -72,6 +74,7 @@ class Recommender:
         self._reader = StateReader(data_dir / "state", streaming)
         self._registry = Registry(data_dir / "models")
         self._impressions: ImpressionLog | None = None
+        self.tracer = make_tracer(streaming.traces, "api")
         self._snapshot: Snapshot
         self.live = Live(self._rank, data_dir / "models", serving.shadow)
         self.refresher = Refresher(
@@ -156,7 +159,11 @@ class Recommender:
         Args:
             asks: that `Limits.check_ask` has let pass.
         """
-        answers = self.live.answer(asks)
+        if self.tracer is None:
+            answers = self.live.answer(asks)
+        else:
+            with stages_told(self.tracer, asks):
+                answers = self.live.answer(asks)
         if self._impressions is not None:
             self._impressions.log(asks, answers)
         return answers
@@ -438,4 +445,8 @@ class _stage:  # noqa: N801  # a context manager; as a generator it costs three 
         self._started = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        _STAGES[self._name].observe(time.perf_counter() - self._started)
+        duration_s = time.perf_counter() - self._started
+        _STAGES[self._name].observe(duration_s)
+        told = stages.get()
+        if told is not None:
+            told.append((self._name, duration_s, time.time()))

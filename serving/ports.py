@@ -21,6 +21,7 @@ from streaming.config import KafkaSettings, Source
 from streaming.errors import BrokerError
 from streaming.formats.shape import RecordShape, ShapeError
 from streaming.kafka import make_producer
+from streaming.traces import record_headers
 
 _NAMESPACE = uuid.UUID("5b1c2c7e-0d0f-5b0e-9d55-3a8b6f0f6a51")  # of event ids made here
 
@@ -153,9 +154,9 @@ class KafkaSink:
         try:
             with self._lock:
                 self._producer = self._producer or make_producer(self._kafka, linger_ms=0)
-            producer, topic = self._producer, self._source.topic
+            producer, topic, headers = self._producer, self._source.topic, record_headers()
             sent = [
-                producer.send(topic, key=user.encode(), value=value, timestamp_ms=time_ms)
+                producer.send(topic, key=user.encode(), value=value, timestamp_ms=time_ms, headers=headers)
                 for user, value, time_ms in records
             ]
             for event_id, future in zip(ids, sent, strict=True):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from streaming.rows import NEVER, EventColumns, Int64
+from streaming.traces import Traced
 
 _PARTITIONS = 1 << 16  # more than a topic may have
 
@@ -81,6 +82,7 @@ class ActorBatch:
     shards: tuple[int, ...]
     bounds: Int64
     epoch: int
+    traced: tuple[Traced, ...] = ()  # events among these whose traces are followed
 
     def part(self, index: int, num_shards: int) -> ShardBatch:
         """The batch of the `index`-th shard; a partition's dead letters go to the one that counts them."""

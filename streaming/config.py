@@ -246,6 +246,19 @@ class AutoscaleSettings(Section):
         return self
 
 
+class TraceSettings(Section):
+    """OpenTelemetry traces of requests and events (needs the extra `otel`)."""
+
+    endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="collector, OTLP over HTTP, such as http://localhost:4318/v1/traces; none: no traces",
+    )
+    share: float = Field(
+        0.01, ge=0, le=1, description="share of requests traced, of those that come without a trace"
+    )
+
+
 class StreamingSettings(Section):
     """Ingestors, shards and windows."""
 
@@ -304,6 +317,7 @@ class StreamingSettings(Section):
     state: StateSettings = StateSettings()
     snapshots: SnapshotSettings = SnapshotSettings()
     autoscale: AutoscaleSettings = AutoscaleSettings()
+    traces: TraceSettings = TraceSettings()
 
     @property
     def events_topic(self) -> str:

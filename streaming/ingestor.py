@@ -31,12 +31,14 @@ from streaming.batcher import Batcher, Cursor, Layout
 from streaming.config import KafkaSettings, StreamingSettings
 from streaming.dead_letters import send_dead_letters
 from streaming.errors import BrokerError
+from streaming.event_traces import EventTraces
 from streaming.events import EventDecoder
 from streaming.intake import Decoded, Intake
 from streaming.kafka import TopicInfo, make_producer, topics_of
 from streaming.rows import NEVER
 from streaming.shard import Entered
 from streaming.source import Part, Records, RecordSource, make_source
+from streaming.traces import Span, make_tracer
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +96,10 @@ class Ingestor:
         self._topics: dict[str, TopicInfo] = {}
         self._cursors: dict[Part, Cursor] = {}
         self._intake = Intake(self._decode, settings.batch_records)
-        # next offsets, answers to come, and when records (no mere ticks) were sent
-        self._pending: deque[tuple[dict[Part, int], list[Any], float | None]] = deque()
+        # next offsets, answers to come, and of records (no mere ticks) when they were sent, and their span
+        self._pending: deque[tuple[dict[Part, int], list[Any], float | None, Span | None]] = deque()
+        tracer = make_tracer(settings.traces, "ingestor")
+        self._traces = EventTraces(tracer, settings.logical_shards) if tracer else None
         self._lag = {part: metrics.INGEST_LAG.labels(part[0], str(part[1])) for part in parts}
         self._records = self._batches = self._rewinds = self._lost = 0
         self._error: str | None = None
@@ -138,6 +142,8 @@ class Ingestor:
             finally:
                 self._pending.clear()
                 self._intake.clear()
+                if self._traces is not None:
+                    self._traces.clear()
                 if source is not None:
                     source.close()
         if self._dead_letters is not None:
@@ -247,8 +253,12 @@ class Ingestor:
             cursor.after_loss = False
             self._records += decoded.records
             metrics.INGEST_RECORDS.labels(part[0]).inc(decoded.records)
-        metrics.BATCH_RECORDS.observe(sum(decoded.records for decoded in taken.values()))
-        self._send(list(taken), batches, sent_at=now)
+        records = sum(decoded.records for decoded in taken.values())
+        metrics.BATCH_RECORDS.observe(records)
+        span = None
+        if self._traces is not None:
+            batches, span = self._traces.send(batches, records)
+        self._send(list(taken), batches, now, span)
 
     def _is_time(self, more_came: bool) -> bool:
         """Whether what was read is to be sent though the micro-batch is not complete.
@@ -304,6 +314,8 @@ class Ingestor:
             events, rejected = self._decoders[batch.topic].decode(
                 batch.values, batch.keys, batch.timestamps_ms
             )
+        if self._traces is not None:
+            self._traces.look(batch, events)
         if rejected:
             self._dead_letters = self._dead_letters or make_producer(self._kafka)
             send_dead_letters(self._dead_letters, self._kafka, batch, rejected)
@@ -336,13 +348,17 @@ class Ingestor:
         self._send(list(due), self._batcher.ticks(due.values()))
 
     def _send(
-        self, parts: Sequence[Part], batches: Sequence[ActorBatch], sent_at: float | None = None
+        self,
+        parts: Sequence[Part],
+        batches: Sequence[ActorBatch],
+        sent_at: float | None = None,
+        span: Span | None = None,
     ) -> None:
         refs = [
             route.actor.apply.remote(batch) for route, batch in zip(self._layout.routes, batches, strict=True)
         ]
         offsets = {part: self._cursors[part].next_offset for part in parts}
-        self._pending.append((offsets, refs, sent_at))
+        self._pending.append((offsets, refs, sent_at, span))
         now = time.monotonic()
         for part in parts:
             self._cursors[part].last_sent_at = now
@@ -350,8 +366,10 @@ class Ingestor:
 
     def _await_oldest(self) -> dict[Part, int]:
         """Wait for the answers to the oldest micro-batch; returns the next offsets behind it."""
-        offsets, refs, sent_at = self._pending.popleft()
+        offsets, refs, sent_at, span = self._pending.popleft()
         ray.get(refs, timeout=self._settings.apply_timeout_s)
         if sent_at is not None:
             metrics.BATCH_SECONDS.observe(time.monotonic() - sent_at)
+        if span is not None:
+            span.end()
         return offsets

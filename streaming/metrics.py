@@ -8,8 +8,8 @@ from streaming.meters import MOMENT, Counter, Gauge, Histogram
 
 # From what a warm pipeline on one machine takes (10 ms) to where an hour of backlog stands.
 _FRESHNESS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
-# A trickle comes one by one; a batch is complete at `streaming.batch_records`, some ten thousands.
-_RECORDS = (1, 10, 100, 500, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000)
+# A trickle comes one by one; under backlog a batch is complete at `streaming.batch_records`, 200,000.
+_RECORDS = (1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 # A handful of records decodes in a fraction of a millisecond, a full batch in some ten; applying takes longer.
 _DECODE = (0.0002, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _APPLY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

@@ -24,6 +24,7 @@ from streaming.hashing import UInt64
 from streaming.rows import Rows
 from streaming.shard_meter import ShardMeter
 from streaming.state import ShardStats, ShardStore
+from streaming.traces import make_tracer
 from streaming.trust_rows import Float32
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Shard:
         self._expired_at = time.monotonic()
         self._snapshotter = Snapshotter(data_dir / "state", settings)
         self._meter = ShardMeter()
+        self._tracer = make_tracer(settings.traces, "shard")
 
     def host(self, shards: Sequence[int], version: int) -> None:
         """Host exactly these logical shards, as the layout of this version says; an older one is refused.
@@ -127,12 +129,16 @@ class Shard:
                 f"the batch was sent under epoch {batch.epoch} for {len(batch.shards)} shards, here its "
                 f"partitions are of {entered} and there are {len(self._stores)} shards; enter again"
             )
-        began = time.perf_counter()
+        began, began_ms = time.perf_counter(), time.time() * 1000
         changed = sum(
             self._stores[shard].apply(batch.part(index, self._num_shards))
             for index, shard in enumerate(batch.shards)
         )
         self._meter.applied(self._stores, time.perf_counter() - began, len(batch.whole.events))
+        if self._tracer is not None:
+            for event in batch.traced:
+                span = self._tracer.begin("apply", event.parent, start_ms=began_ms)
+                span.end({"shard": event.shard, "batch.events": len(batch.whole.events)})
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
             for store in self._stores.values():

@@ -160,7 +160,7 @@ def chromium() -> Iterator[Page]:
             port = _port(Path(profile) / "DevToolsActivePort", process)
             tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=_CALL_S, trust_env=False).json()
             address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-            with connect(address, max_size=2**26, compression=None, proxy=None) as socket:
+            with connect(address, max_size=2**26, compression=None, proxy=None, ping_interval=None) as socket:
                 yield Page(socket)
         finally:
             process.terminate()

@@ -24,6 +24,7 @@ import logging
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from streaming import logs
 from streaming.config import StreamingSettings
 from streaming.journal import append_line
 from streaming.logs import LogSettings
+from streaming.traces import make_tracer, within
 from streaming.windows import complete_windows, iso
 from training import engine as engines
 from training import telemetry
@@ -101,6 +103,8 @@ class Worker:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = engines.device_of(settings)
         self.registry = Registry(data_dir / "models", keep=settings.keep_versions)
+        tracer = make_tracer(streaming.traces, "trainer", always=True) if self.rank == 0 else None
+        self._span = partial(within, tracer)
         self._set_pace()
         engines.prepare(self.device)
         tuned = settings.finetune != "frozen"
@@ -119,12 +123,17 @@ class Worker:
         if self.progress.plan and self.agree(self._verdict_is_missing()):
             self._judge(self.progress.plan)
         while (plan := self._next_plan()) is not None:
-            with logs.about_window(iso(plan.train[-1])):
+            window = iso(plan.train[-1])
+            with logs.about_window(window), self._span("round", window=window, version=plan.version):
                 self._catch_up_with_registry()
-                if not self._train(plan):
+                with self._span("train"):
+                    trained = self._train(plan)
+                if not trained:
                     return
-                self._report(plan)
-                self._judge(plan)
+                with self._span("report"):
+                    self._report(plan)
+                with self._span("judge"):
+                    self._judge(plan)
 
     def agree(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -102,6 +102,8 @@ def ring_settings(broker: str, folder: Path, name: str, training: dict[str, Any]
             }
             | training,
             "serving": {"port": free_port(), "admin_open": True, "stream_clock": True} | serving,
+            "metrics": {"port": 0},
+            "log": {"format": "json"},
         }
     )
 

@@ -80,6 +80,7 @@ def settings_for(broker: str, data_dir: Path) -> Settings:
                 "max_seconds_per_window": 20,
             },
             "serving": {"port": free_port(), "admin_open": True, "stream_clock": True},
+            "metrics": {"port": 0},
         }
     )
 

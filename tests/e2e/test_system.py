@@ -1,22 +1,29 @@
 """The whole system, small: broker, Ray, both applications, a learnable stream (`tests.e2e.ring`), HTTP."""
 
 import json
+import os
+import re
+from pathlib import Path
 
+import httpx
 import lmdb
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from services.applications import wait_until
 from services.cli import app
+from services.metric_catalog import families
 from streaming import environment
 from streaming.backup.snapshots import SnapshotStore
 from streaming.catalog import CatalogReader
-from streaming.config import SnapshotSettings
+from streaming.config import SnapshotSettings, TraceSettings
 from streaming.hashing import hash_one
 from streaming.layout import shard_path, store_layout
 from streaming.windows import complete_windows, read_window
 from tests.e2e.ring import NUM_ITEMS, NUM_USERS, WINDOW_MS, ring_settings, ring_system
+from tests.streaming.collector import collecting
 from training.bundle import load_bundle, save_bundle
 from training.data import from_window
 from training.gate import Contender, judge, make_exam
@@ -26,12 +33,21 @@ from training.registry import Registry
 
 
 @pytest.fixture(scope="module")
-def system(broker, ray_session, tmp_path_factory):
+def collector():
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def system(broker, ray_session, tmp_path_factory, collector):
     training = {"min_initial_windows": 3, "initial_events": 20 * NUM_USERS, "initial_epochs": 60}
     folder = tmp_path_factory.mktemp("system")
-    with ring_system(
-        ring_settings(broker, folder, "system", training | {"max_seconds_initial": 20})
-    ) as running:
+    settings = ring_settings(broker, folder, "system", training | {"max_seconds_initial": 20})
+    traces = TraceSettings(endpoint=collector.endpoint, share=0)
+    settings = settings.model_copy(
+        update={"streaming": settings.streaming.model_copy(update={"traces": traces})}
+    )
+    with ring_system(settings) as running:
         yield running
 
 
@@ -96,6 +112,71 @@ def test_every_event_is_accounted_for_and_metrics_are_exported(system):
     assert set(stats["actors"].values()) == {"up"}
     assert "headrace_request_duration_seconds" in system.http.get("/metrics").text
     assert system.get("/openapi.json")["info"]["title"] == "Headrace"
+
+
+# metrics of what this system does not do
+NOT_HERE = {
+    "headrace_snapshots_total",  # no snapshots are configured
+    "headrace_snapshot_age_seconds",
+    "headrace_quarantined_users",  # too few users to screen
+    "headrace_trust_decisions_total",
+    "headrace_impressions_lost_total",
+    *(
+        f"headrace_experiment_{name}"
+        for name in ("share", "rankings_total", "failures_total", "duration_seconds")
+    ),
+}
+
+
+def test_one_scrape_shows_every_metric_of_every_process(system):
+    wait_until(lambda: system.get("/v1/stats")["events"]["applied"] == system.sent, 30, "all events applied")
+    [exporter] = system.get("/v1/stats")["metrics"]["exporters"]
+    found = [
+        text_string_to_metric_families(httpx.get(url, timeout=10, trust_env=False).text)
+        for url in (
+            f"http://{exporter['host']}:{exporter['port']}/metrics",
+            f"{system.http.base_url}/metrics",
+        )
+    ]
+    by_node, by_api = [{s.name: s for shown in one for s in shown.samples} for one in found]
+    expected = {f.name + ("_count" if f.kind == "histogram" else "") for f in families()} - NOT_HERE
+    expected -= {f"{name}_count" for name in NOT_HERE}
+    assert expected - by_node.keys() == set()
+    assert expected - by_api.keys() == set()
+    assert by_node["headrace_ingest_records_total"].value == system.sent
+    assert by_node["headrace_freshness_seconds_count"].value == system.sent
+    assert by_node["headrace_state_rows"].value == NUM_USERS + 1
+    assert by_node["headrace_exporter_processes"].value >= 7
+
+
+def test_every_process_logs_json_and_names_no_user(system):
+    folder = Path(os.environ["HEADRACE_RAY_SESSION"], "ray", "session_latest", "logs")
+    lines = [line for file in folder.glob("*.err") for line in file.read_text(errors="replace").splitlines()]
+    told = [json.loads(line) for line in lines if line.startswith('{"level"')]
+    kinds = {line["role"].split("-")[0] for line in told}
+    assert {"shard", "ingestor", "catalog", "learner", "trainer", "exporter"} <= kinds
+    assert any(
+        "window" in line
+        for line in told
+        if line["message"].endswith("promoted") or "promoted:" in line["message"]
+    )
+    assert not [line for line in told if re.search(r"\bu\d+\b|visitor", line["message"])]
+
+
+def test_requests_events_and_rounds_of_training_are_traced(system, collector):
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    event = {"user_id": "traced", "item_id": "i30", "type": "view"}
+    headers = {"traceparent": f"00-{trace}-{caller}-01"}
+    assert system.http.post("/v1/events", json={"events": [event]}, headers=headers).status_code == 202
+    system.sent += 1
+    whole = {"POST /v1/events", "ingest", "apply", "batch"}
+    told = collector.wait_for(lambda told: whole <= {span.name for span in told if span.trace == trace})
+    assert {span.role for span in told if span.trace == trace} == {"api", "ingestor", "shard"}
+    first = min((span for span in told if span.name == "round"), key=lambda span: span.start_ns)
+    assert first.role == "trainer"
+    assert first.attributes["version"] == system.get("/v1/models")["versions"][-1]["version"]
+    parts = {span.name for span in told if span.parent == first.span}
+    assert parts == {"train", "report", "judge"}
 
 
 def test_scaling_moves_the_shards_of_the_running_system(system):
