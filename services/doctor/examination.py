@@ -32,7 +32,12 @@ _SETTINGS: Mapping[str, Sequence[Callable[[Settings], Iterable[Finding]]]] = {
     "data": (storage.check_data_dir, storage.check_holders),
     "models": (models.check_text_encoder, models.check_model),
     "kafka": (broker.check_broker,),
-    "elsewhere": (remotes.check_snapshots, remotes.check_registries, remotes.check_identity_provider),
+    "elsewhere": (
+        remotes.check_snapshots,
+        remotes.check_registries,
+        remotes.check_identity_provider,
+        remotes.check_collector,
+    ),
 }
 
 

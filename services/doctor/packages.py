@@ -72,6 +72,8 @@ def wanted_extras(settings: Settings) -> dict[str, tuple[str, str]]:
         found["avro"] = "fastavro", "a source of streaming.sources has format = 'avro'"
     if (settings.streaming.snapshots.url or "").startswith("s3://"):
         found["s3"] = "s3fs", "streaming.snapshots.url is in S3"
+    if settings.streaming.traces.endpoint is not None:
+        found["otel"] = "opentelemetry.exporter.otlp", "streaming.traces.endpoint is set"
     if settings.training.finetune == "lora":
         found["lora"] = "peft", "training.finetune = 'lora'"
     if settings.training.text_encoder == "packaged":

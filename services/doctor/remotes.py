@@ -1,4 +1,4 @@
-"""What else is reached over a network: the store of snapshots, a schema registry, an identity provider."""
+"""What else is reached: the store of snapshots, a schema registry, an identity provider, a collector of traces."""
 
 import time
 import uuid
@@ -71,10 +71,22 @@ def check_identity_provider(settings: Settings) -> Iterator[Finding]:
         yield _reached("jwks", jwt.jwks_url, None, "check serving.security.jwt.jwks_url and the way there")
 
 
-def _reached(what: str, url: str, auth: tuple[str, str] | None, advice: str) -> Finding:
+def check_collector(settings: Settings) -> Iterator[Finding]:
+    """Where traces go; it is told of no spans."""
+    endpoint = settings.streaming.traces.endpoint
+    if endpoint is not None:
+        advice = "check streaming.traces.endpoint (OTLP over HTTP ends in /v1/traces) and the way there"
+        yield _reached("traces", endpoint, None, advice, told="application/x-protobuf")
+
+
+def _reached(
+    what: str, url: str, auth: tuple[str, str] | None, advice: str, *, told: str | None = None
+) -> Finding:
+    """Ask, or tell nothing of the content type `told`."""
     shown = httpx.URL(url).copy_with(userinfo=b"")
+    method, headers = ("GET", {}) if told is None else ("POST", {"content-type": told})
     try:
-        answer = httpx.get(url, auth=auth, timeout=_TIMEOUT_S, trust_env=False)
+        answer = httpx.request(method, url, auth=auth, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
     except httpx.HTTPError as refused:
         return error(what, f"{shown}: {refused or type(refused).__name__}", advice)
     if answer.is_error:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -258,6 +259,8 @@ def test_whom_the_settings_talk_to_the_network_lets_through(variant, monkeypatch
     assert {53, 6379} <= outward
     url = settings.streaming.snapshots.url or ""
     assert not url.startswith("s3://") or 443 in outward
+    collector = urlsplit(settings.streaming.traces.endpoint or "").port
+    assert collector is None or collector in outward
 
 
 def test_what_is_not_named_is_denied():
@@ -348,7 +351,7 @@ def test_images_carry_the_extras_that_the_settings_need():
     dockerfile = (ROOT / "Dockerfile").read_text()
     extras = re.search(r"ARG EXTRAS=(\S+)", dockerfile)
     assert extras is not None
-    assert {"local", "s3"} <= set(extras[1].split(","))
+    assert {"local", "s3", "otel"} <= set(extras[1].split(","))
     assert set(extras[1].split(",")) <= PROJECT["optional-dependencies"].keys()
     uid = re.search(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)
     assert uid is not None

@@ -25,6 +25,7 @@ from services.topic_reader import TopicReader
 from streaming.broker import free_port
 from streaming.kafka import ensure_topics, make_producer
 from streaming.layout import shard_path
+from tests.streaming.collector import collecting
 
 
 @pytest.fixture
@@ -512,3 +513,21 @@ def test_an_identity_provider_that_is_away(settings):
     )
     assert [level for _, level, _ in bad(remotes.check_identity_provider(asked))] == ["error"]
     assert bad(remotes.check_identity_provider(settings)) == []
+
+
+def test_a_collector_of_traces_is_told_of_nothing(settings):
+    def at(endpoint):
+        return changed(
+            settings,
+            "streaming",
+            traces=settings.streaming.traces.model_copy(update={"endpoint": endpoint}),
+        )
+
+    with collecting() as collector:
+        assert bad(remotes.check_collector(at(collector.endpoint))) == []
+        assert [one.level for one in remotes.check_collector(at(collector.endpoint))] == ["ok"]
+        assert collector.spans == []
+    away = f"http://127.0.0.1:{free_port()}/v1/traces"
+    assert [level for _, level, _ in bad(remotes.check_collector(at(away)))] == ["error"]
+    assert list(remotes.check_collector(settings)) == []
+    assert packages.wanted_extras(at(away))["otel"][0] == "opentelemetry.exporter.otlp"
