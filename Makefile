@@ -14,7 +14,7 @@ ATTACK ?=
 ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdir $(DATASET:/=)).toml))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-serve bench-train robustness results faults chaos-serve k8s sbom format clean
+.PHONY: help demo test lint types unit test-slow bench-stream bench-soak bench-serve bench-train robustness results faults chaos-serve k8s image-test sbom format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -81,6 +81,9 @@ k8s: $(READY) ## render every Kubernetes variant and check it
 	@mkdir -p build/k8s
 	@for o in base overlays/dev overlays/prod; do $(BIN)/kubectl kustomize k8s/$$o > build/k8s/$${o##*/}.yaml || exit 1; done
 	@$(BIN)/python -m pytest tests/k8s
+
+image-test: $(READY) ## build the image and run it confined (root, podman, runc, mmdebstrap; minutes)
+	@$(BIN)/python -m pytest -m slow -rs tests/k8s/test_image_build.py
 
 sbom: $(READY) ## bill of materials (CycloneDX)
 	@mkdir -p build && $(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \

@@ -1,5 +1,6 @@
 """The command line. Heavy imports wait until a command needs them, so `--help` answers at once."""
 
+import importlib.metadata
 import signal
 import sys
 from pathlib import Path
@@ -34,6 +35,22 @@ app = typer.Typer(
     "Start with `headrace demo`: the whole system on this machine, on a recorded stream. "
     "Then `headrace config --example > headrace.toml` and `headrace up` for your own Kafka.",
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"headrace {importlib.metadata.version('headrace')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
 
 app.add_typer(attack_app, name="attack")
 app.add_typer(dlq_app, name="dlq")

@@ -1,5 +1,7 @@
 """Settings: one tree from file and environment, and errors a person can act on."""
 
+from importlib.metadata import version
+
 import pytest
 from typer.testing import CliRunner
 
@@ -96,3 +98,7 @@ def test_help_loads_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_says_its_version():
+    assert CliRunner().invoke(app, ["--version"]).output.strip() == f"headrace {version('headrace')}"
