@@ -131,7 +131,7 @@ def test_fake_users_are_sent_and_what_becomes_of_them_is_seen(page: Page, system
     again = system.http.post("/v1/attacks", json={})
     assert again.status_code == 409, again.text
     system.walk(12)  # the stream goes on, the window that was hit closes and is screened
-    page.wait("/users are held/.test(document.querySelector('#attack .outcome').textContent)", 90)
+    page.wait("/users were held/.test(document.querySelector('#attack .outcome').textContent)", 90)
     assert system.get("/v1/stats")["attack"]["phase"] in ("learning", "done")
 
 

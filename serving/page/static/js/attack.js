@@ -99,7 +99,7 @@ function exposures(seen, asked) {
 
 function sentence(status) {
   const fakes = status.fake_users ?? 0;
-  const held = `${format.count(status.held)} of ${format.count(fakes)} fake users are held, and ${status.honest_held ? format.plural(status.honest_held, "real user") : "no real user"}.`;
+  const held = `${format.count(status.held)} of ${format.count(fakes)} fake users were held, and ${status.honest_held ? format.plural(status.honest_held, "real user") : "no real user"}.`;
   switch (status.phase) {
     case "planning": return "Watching what people did in the newest windows, to look like them.";
     case "sending": return `${format.count(status.sent)} of ${format.count(status.events)} events sent, by ${format.plural(fakes, "fake user")}.`;

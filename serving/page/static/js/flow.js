@@ -85,13 +85,13 @@ export function update(stats, ring, latency) {
   along("swap", model.version ? `swapped in` : "none yet", model.age_s !== null && model.age_s < 5 ? 5 : 0);
 
   const waiting = stats.lag ?? null;
-  put("kafka", waiting === 0 ? "all read" : `${format.count(waiting)} waiting`, `${format.count(events.applied)} events read${events.dead_lettered ? `, ${format.count(events.dead_lettered)} dead letters` : ""}`);
+  put("kafka", waiting === 0 ? "all read" : format.count(waiting), `${waiting ? "waiting; " : ""}${format.count(events.applied)} events read${events.dead_lettered ? `, ${format.count(events.dead_lettered)} dead letters` : ""}`);
   put("state", format.count(stats.users), down.length ? `down: ${down.join(", ")}` : `users; ${format.plural(layout.shard_actors ?? null, "shard actor")}, ${format.plural(layout.ingestors ?? null, "ingestor")}`, down.length ? "bad" : null);
   put("api", latency.p50 === null ? format.DASH : format.ms(latency.p50), latency.p50 === null ? "nobody has asked yet" : `median answer; 99 of 100 within ${format.ms(latency.p99)}`);
   put("people", format.count(stats.request_ms?.count), `lists since start, ${format.plural(stats.request_ms?.errors ?? null, "error")}`, stats.request_ms?.errors ? "bad" : null);
   put("catalogue", format.count(catalog.items), `items; ${catalog.encoded === catalog.items ? "all texts have vectors" : `${format.count(catalog.encoded)} have vectors`}`);
   put("windows", format.count(stats.windows), stats.trust?.screened ? `closed; screened to ${format.moment(stats.trust.screened)}` : "closed; none screened yet");
-  put("learner", learner.phase ?? "starting", learner.detail || (learner.trained ? `${format.plural(learner.trained, "model")} trained` : "not started yet"), working(learner) ? "active" : learner.phase === "failed" ? "bad" : null);
+  put("learner", learner.phase ?? "starting", learner.detail ? format.moments(learner.detail) : (learner.trained ? `${format.plural(learner.trained, "model")} trained` : "not started yet"), working(learner) ? "active" : learner.phase === "failed" ? "bad" : null);
   bar(learner);
   put("gate", format.count(models.promoted), `let through; ${format.count(models.rejected)} rejected`, learner.phase === "judging" ? "active" : null);
   put("model", model.version ?? "none yet", model.version ? `made ${ago(model.age_s)}` : "until then, what is popular");

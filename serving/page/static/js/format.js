@@ -58,4 +58,7 @@ export function moment(iso) {
   return time.toLocaleString("en-GB", { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit", timeZone: "UTC" });
 }
 
+/** Words with event times in them, such as "v3 on 1998-01-18T09:54:00Z", as people write those. */
+export const moments = (words) => words.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, moment);
+
 export const clock = (epochS) => new Date(epochS * 1000).toLocaleTimeString("en-GB");
