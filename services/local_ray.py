@@ -63,11 +63,13 @@ def start_ray(folder: Path, num_cpus: int = 16) -> None:
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(ingress / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(ingress),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(ingress / "server-state"),
-            # two Rays on one machine must not hand out the same replica ports: the kernel would share them
+            # two Rays on one machine must not listen on the same ports: the kernel would share them between both
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + 24),
             "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first_port + 25),
             "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first_port + 49),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             "HEADRACE_RAY_SESSION": str(session),

@@ -34,41 +34,69 @@ def dataset(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything(dataset, tmp_path, number):
-    log = tmp_path / "log"
-    mark = f"headrace-test-{os.getpid()}-{number}"
-    command = [
-        sys.executable,
-        "-m",
-        "services.cli",
-        "demo",
-        "--dataset",
-        str(dataset),
-        "--port",
-        str(free_port()),
-    ]
-    with log.open("wb") as out:
-        demo = subprocess.Popen(
-            [*command, "--data-dir", str(tmp_path / "data")],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"HEADRACE_TEST_MARK": mark},
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 120
-    while "history applied" not in log.read_text(errors="replace") and time.monotonic() < deadline:
-        assert demo.poll() is None, log.read_text(errors="replace")[-3000:]
-        time.sleep(0.2)
-    assert len(marked(mark)) > 5
-    started = time.monotonic()
-    demo.send_signal(number)
-    demo.wait(30)
-    assert time.monotonic() - started < 10
-    deadline = time.monotonic() + 10  # what was killed may take a moment to be gone
-    while marked(mark) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert marked(mark) == []
+def test_ctrl_c_stops_everything(dataset, tmp_path):
+    demo = Demo(dataset, tmp_path, signal.SIGINT)
+    try:
+        demo.wait_for("history applied", 120)
+        demo.stop()
+    finally:
+        demo.process.kill()
+
+
+@pytest.mark.slow
+def test_of_two_demos_each_stops_alone(dataset, tmp_path):
+    demos = [Demo(dataset, tmp_path / number.name, number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        for demo in demos:
+            demo.wait_for("history applied", 180)
+        first, second = demos
+        first.stop()
+        assert second.process.poll() is None
+        assert len(marked(second.mark)) > 5
+        second.stop()
+    finally:
+        for demo in demos:
+            demo.process.kill()
+
+
+class Demo:
+    """A demo in a process of its own, whose descendants carry a mark."""
+
+    def __init__(self, dataset, folder, number):
+        folder.mkdir(exist_ok=True)
+        self.log, self.number = folder / "log", number
+        self.mark = f"headrace-test-{os.getpid()}-{number.name}"
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "services.cli", "demo"),
+                    *("--dataset", str(dataset), "--port", str(free_port())),
+                    *("--data-dir", str(folder / "data")),
+                ],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"HEADRACE_TEST_MARK": self.mark},
+                start_new_session=True,
+            )
+
+    def wait_for(self, words, timeout_s):
+        deadline = time.monotonic() + timeout_s
+        while words not in self.log.read_text(errors="replace"):
+            assert self.process.poll() is None, self.log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert len(marked(self.mark)) > 5
+
+    def stop(self):
+        """Send the signal; within ten seconds nothing of it is left."""
+        started = time.monotonic()
+        self.process.send_signal(self.number)
+        self.process.wait(30)
+        assert time.monotonic() - started < 10
+        deadline = time.monotonic() + 10  # what was killed may take a moment to be gone
+        while marked(self.mark) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert marked(self.mark) == []
 
 
 def marked(mark):

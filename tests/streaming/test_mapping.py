@@ -318,7 +318,7 @@ def test_forgetting_publishes_a_record_keyed_by_the_user():
 @pytest.mark.parametrize("source", [Source(constants={"type": "view"}), Source(format="avro")])
 def test_where_no_record_can_ask_to_forget_a_tombstone_does(source):
     _, [record] = publish(source, lambda target: target.forget("ann"))
-    assert record == {"key": b"ann", "value": None, "timestamp_ms": NOW}
+    assert record == {"key": b"ann", "value": None, "timestamp_ms": NOW, "headers": []}
 
 
 def test_an_event_that_the_topic_cannot_hold_is_refused_and_none_is_published():
