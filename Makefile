@@ -9,6 +9,8 @@ REPORT ?=
 DATASET ?=
 PORT ?= 8000
 SMALL ?=
+# processes that run tests side by side, each with a Ray and a broker of its own
+JOBS ?= 2
 ATTACK ?=
 # a recipe of the dataset's name, if there is one
 ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdir $(DATASET:/=)).toml))
@@ -19,7 +21,7 @@ ROBUST_SETTINGS = $(addprefix --settings ,$(wildcard docs/recipes/robust/$(notdi
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
 	  awk -F'\t' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
-	@echo "  variables: DURATION=seconds REPORT=file.json DATASET=folder ATTACK=1 PORT=8000 (demo), REPORT (also bench-…, faults), PYTHON, VENV"
+	@echo "  variables: DURATION=seconds REPORT=file.json DATASET=folder ATTACK=1 PORT=8000 (demo), JOBS=2 (test), REPORT (also bench-…, faults), PYTHON, VENV"
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
@@ -44,7 +46,7 @@ types: $(READY) ## mypy, strict
 	@$(BIN)/mypy
 
 unit: $(READY) ## pytest, without the slow tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses $(JOBS) --dist loadfile
 
 test-slow: $(READY) ## pytest, the slow tests only
 	@$(BIN)/python -m pytest -m slow

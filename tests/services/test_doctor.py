@@ -124,7 +124,7 @@ def test_a_person_reads_what_to_do(settings, tmp_path):
     assert result.exit_code == 1
     assert f"{settings.serving.port} is taken by" in result.output
     assert f"(process {os.getpid()})" in result.output
-    assert "→ stop that one, or set serving.port to another" in result.output
+    assert "→ stop that one, or set serving.port to another" in " ".join(result.output.split())
     assert "1 error" in result.output
 
 
