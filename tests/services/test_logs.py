@@ -21,7 +21,9 @@ def _as_before():
     root.handlers[:] = [
         one for one in handlers if not isinstance(one, logs.Handler)
     ]  # a test before set one up
+    request = request_id._current.set(request_id.NONE)  # what a test before began may not have ended
     yield
+    request_id._current.reset(request)
     root.handlers[:] = handlers
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
