@@ -49,7 +49,7 @@ def _options(
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    """Options of `headrace` itself."""
 
 
 app.add_typer(attack_app, name="attack")

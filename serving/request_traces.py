@@ -19,6 +19,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+_HEADER = traces.HEADER.encode()
 # name, duration in s and end in epoch s of each stage, where somebody wants to know
 stages: ContextVar[list[tuple[str, float, float]] | None] = ContextVar("stages", default=None)
 
@@ -46,8 +47,7 @@ class Traced:
                 status = message["status"]
             await send(message)
 
-        wanted = traces.HEADER.encode()
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), None)
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _HEADER), None)
         span = self._tracer.begin(scope["method"], given, kind="server")
         followed = traces.is_sampled(span.traceparent)
         token = traces.current.set(span.traceparent if followed else None)

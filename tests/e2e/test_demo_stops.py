@@ -35,8 +35,9 @@ def dataset(tmp_path):
     return folder
 
 
-def test_ctrl_c_stops_everything(dataset, tmp_path):
-    demo = Demo(dataset, tmp_path, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything(dataset, tmp_path, number):
+    demo = Demo(dataset, tmp_path, number)
     try:
         demo.wait_until_busy(120)
         demo.stop()

@@ -4,8 +4,6 @@ import uuid
 
 import pytest
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
-
 from services.actors import Actors, kill_actors
 from services.settings import make_settings
 from serving.app import build_app

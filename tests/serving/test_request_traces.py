@@ -3,8 +3,6 @@
 import httpx
 import pytest
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
-
 from serving.app import build_app
 from serving.config import ServingSettings
 from serving.engine import Recommender

@@ -5,11 +5,8 @@ import subprocess
 import sys
 import time
 
-import pytest
-
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otel")
-
 import numpy as np
+import pytest
 
 from streaming.config import StreamingSettings, TraceSettings
 from streaming.event_traces import EventTraces
