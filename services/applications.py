@@ -36,7 +36,9 @@ def pipeline(args: dict[str, Any]) -> serve.Application:
 def api(args: dict[str, Any]) -> serve.Application:
     """Application builder; `args["settings"]` is the path of the TOML file."""
     settings = _settings(args)
-    return api_application(settings.data_dir, settings.kafka, settings.streaming, settings.serving)
+    return api_application(
+        settings.data_dir, settings.kafka, settings.streaming, settings.serving, settings.log
+    )
 
 
 def run(settings: Settings) -> str:
@@ -44,7 +46,9 @@ def run(settings: Settings) -> str:
     serving = settings.serving
     serve.start(http_options={"host": serving.host, "port": serving.port})
     serve.run(pipeline_application(settings), name="pipeline", route_prefix=None)
-    application = api_application(settings.data_dir, settings.kafka, settings.streaming, serving)
+    application = api_application(
+        settings.data_dir, settings.kafka, settings.streaming, serving, settings.log
+    )
     serve.run(application, name="api", route_prefix="/")
     host = "127.0.0.1" if serving.host == "0.0.0.0" else serving.host
     return f"http://{host}:{serving.port}"

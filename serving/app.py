@@ -8,7 +8,6 @@ HAProxy to it with no proxy of Serve's in between.
 import asyncio
 import functools
 import importlib.metadata
-import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -34,7 +33,9 @@ from serving.request_traces import Traced
 from serving.routes import model_routes, operation_routes, recommendation_routes, user_routes
 from serving.security.guard import Guard
 from serving.watch_routes import watch_routes
+from streaming import logs
 from streaming.config import KafkaSettings, StreamingSettings
+from streaming.logs import LogSettings
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -140,9 +141,14 @@ class ApiReplica:
     """One replica of the API: a recommender that follows the registry, and the app around it."""
 
     def __init__(
-        self, data_dir: Path, kafka: KafkaSettings, streaming: StreamingSettings, serving: ServingSettings
+        self,
+        data_dir: Path,
+        kafka: KafkaSettings,
+        streaming: StreamingSettings,
+        serving: ServingSettings,
+        log: LogSettings,
     ) -> None:
-        request_id.configure_logging(logging.getLogger("serving"))
+        logs.configure(log, "api", request_id=request_id.current)
         self._recommender = Recommender(data_dir, streaming, serving).start()
         if serving.impressions.enabled:
             self._recommender.log_to(ImpressionLog(kafka, serving.impressions, self._recommender.clock_ms))
@@ -179,7 +185,11 @@ Api = serve.deployment(name="Api")(serve.ingress()(ApiReplica))
 
 
 def api_application(
-    data_dir: Path, kafka: KafkaSettings, streaming: StreamingSettings, serving: ServingSettings
+    data_dir: Path,
+    kafka: KafkaSettings,
+    streaming: StreamingSettings,
+    serving: ServingSettings,
+    log: LogSettings | None = None,
 ) -> serve.Application:
     """Make the `api` application, ready for `serve.run(…, name="api", route_prefix="/")`."""
     replicas = serving.replicas
@@ -202,4 +212,4 @@ def api_application(
         # Serve's own lines would hold paths, that is ids of users; at "INFO" it still makes one for each request
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    return deployment.bind(data_dir, kafka, streaming, serving)
+    return deployment.bind(data_dir, kafka, streaming, serving, log or LogSettings())

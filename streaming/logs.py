@@ -6,6 +6,7 @@ take over its settings from `installed`.
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,7 +64,8 @@ class Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to standard error as the settings say."""
 
     def __init__(self, settings: LogSettings, role: str, context: dict[str, Context]) -> None:
-        super().__init__()
+        # a replica's own: Serve puts one in its place that writes into lines of Serve's log, those above its level
+        super().__init__(getattr(sys.stderr, "_original_object", sys.stderr))
         self.settings = settings
         self.addFilter(_About(role, context))
         json = settings.format == "json"

@@ -162,7 +162,7 @@ def test_every_process_logs_json_and_names_no_user(system):
     lines = [line for file in folder.glob("*.err") for line in file.read_text(errors="replace").splitlines()]
     told = [json.loads(line) for line in lines if line.startswith('{"level"')]
     kinds = {line["role"].split("-")[0] for line in told}
-    assert {"shard", "ingestor", "catalog", "learner", "trainer", "exporter"} <= kinds
+    assert {"api", "supervisor", "shard", "ingestor", "catalog", "learner", "trainer", "exporter"} <= kinds
     assert any(
         "window" in line
         for line in told
